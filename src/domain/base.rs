@@ -1,0 +1,90 @@
+//! What is known of a resident base without touching a tensor.
+
+use serde::{Deserialize, Serialize};
+
+/// A linear layer of the decoder. `Head` is the output layer; all others exist once a decoder layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Site {
+    Q,
+    K,
+    V,
+    O,
+    Gate,
+    Up,
+    Down,
+    Head,
+}
+
+impl Site {
+    /// The linears of one decoder layer, in the order of the forward pass.
+    pub const LAYER: [Site; 7] = [Site::Q, Site::K, Site::V, Site::O, Site::Gate, Site::Up, Site::Down];
+
+    /// The module's path below its decoder layer, as in Hugging Face models.
+    pub fn module(self) -> &'static str {
+        match self {
+            Site::Q => "self_attn.q_proj",
+            Site::K => "self_attn.k_proj",
+            Site::V => "self_attn.v_proj",
+            Site::O => "self_attn.o_proj",
+            Site::Gate => "mlp.gate_proj",
+            Site::Up => "mlp.up_proj",
+            Site::Down => "mlp.down_proj",
+            Site::Head => "lm_head",
+        }
+    }
+
+    /// The module's full path: `model.layers.3.self_attn.q_proj`, or `lm_head`.
+    pub fn path(self, layer: usize) -> String {
+        match self {
+            Site::Head => "lm_head".to_owned(),
+            site => format!("model.layers.{layer}.{}", site.module()),
+        }
+    }
+}
+
+/// Shapes and limits of a base, enough to check a request against it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BaseInfo {
+    /// The name that requests use.
+    pub id: String,
+    /// SHA-256 (hex) of the weights' file, or of the listing of a directory's files.
+    pub hash: String,
+    /// The family, as the file names it: `llama`, `qwen2`, `qwen3`, `mistral`.
+    pub architecture: String,
+    /// How most weights are stored: `Q4_1`, `F16` …
+    pub storage: String,
+    pub hidden: usize,
+    pub intermediate: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub vocab: usize,
+    /// The longest sequence, in tokens.
+    pub context: usize,
+    pub tied: bool,
+    /// The number of weights.
+    pub parameters: u64,
+    pub has_chat_template: bool,
+}
+
+impl BaseInfo {
+    /// `(out, in)` of a linear.
+    pub fn shape(&self, site: Site) -> (usize, usize) {
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        match site {
+            Site::Q => (q, self.hidden),
+            Site::K | Site::V => (kv, self.hidden),
+            Site::O => (self.hidden, q),
+            Site::Gate | Site::Up => (self.intermediate, self.hidden),
+            Site::Down => (self.hidden, self.intermediate),
+            Site::Head => (self.vocab, self.hidden),
+        }
+    }
+
+    /// Every linear of the decoder layers, as `(layer, site)`, in the order of the forward pass.
+    pub fn linears(&self) -> impl Iterator<Item = (usize, Site)> + '_ {
+        (0..self.layers).flat_map(|layer| Site::LAYER.into_iter().map(move |site| (layer, site)))
+    }
+}

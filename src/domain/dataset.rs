@@ -1,0 +1,63 @@
+//! What is said of a dataset before it is used.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A line that cannot be used, and why.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LineError {
+    /// From 1.
+    pub line: u64,
+    /// A stable code: `invalid_json`, `invalid_utf8`, `line_too_long`, `unknown_format`, `mixed_formats`,
+    /// `missing_assistant`, `invalid_message`, `no_trained_tokens`, `too_long` …
+    pub code: String,
+    pub message: String,
+}
+
+/// A count of rows whose length in tokens lies in `[from, to)`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct HistogramBin {
+    pub from: u64,
+    pub to: u64,
+    pub rows: u64,
+}
+
+/// One row as the model will see it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RenderedExample {
+    pub line: u64,
+    /// The whole text after the chat template.
+    pub text: String,
+    /// The parts of it that are trained on.
+    pub trained_text: Vec<String>,
+    pub tokens: u64,
+    pub trained_tokens: u64,
+}
+
+/// `GET /v1/files/{id}/report`. Token counts are exact for the named base.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct FileReport {
+    /// Always `file.report`.
+    pub object: String,
+    pub file_id: String,
+    /// The base whose template and tokenizer were used.
+    pub model: String,
+    /// `chat`, `prompt_completion`, `tokens`, `alpaca`, `sharegpt` …, or null when no line could be read.
+    pub format: Option<String>,
+    pub rows: u64,
+    /// Rows that a job can train on.
+    pub usable_rows: u64,
+    pub tokens: u64,
+    pub trained_tokens: u64,
+    /// Rows equal to an earlier one.
+    pub duplicate_rows: u64,
+    /// Rows longer than `max_seq_len`: left out of training and counted, never cut.
+    pub too_long_rows: u64,
+    pub max_seq_len: u64,
+    pub longest_row: u64,
+    pub histogram: Vec<HistogramBin>,
+    /// The first errors, at most 50.
+    pub errors: Vec<LineError>,
+    pub error_count: u64,
+    pub examples: Vec<RenderedExample>,
+}

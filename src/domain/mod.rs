@@ -1,0 +1,22 @@
+//! The words of the project: plain types without I/O and without tensors.
+
+pub mod adapter;
+pub mod base;
+pub mod dataset;
+pub mod event;
+pub mod file;
+pub mod id;
+pub mod job;
+pub mod key;
+pub mod observer;
+pub mod spec;
+
+pub use adapter::{AdapterRecord, Manifest, ManifestFile};
+pub use base::{BaseInfo, Site};
+pub use dataset::{FileReport, LineError};
+pub use event::{Event, EventKind, Metrics};
+pub use file::FileRecord;
+pub use job::{Failure, Job, JobStatus};
+pub use key::{ApiKey, Scope};
+pub use observer::{Control, Observer, Snapshot};
+pub use spec::{LoraSpec, MethodSpec, ObjectiveSpec, SpecError, TrainSpec, Training};

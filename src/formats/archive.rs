@@ -1,0 +1,1 @@
+//! Adapter directories as zip or tar: read with limits, written reproducibly.

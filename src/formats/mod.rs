@@ -1,0 +1,83 @@
+//! Containers from outside, checked before anything trusts them. No tensors, no network.
+
+pub mod archive;
+pub mod gguf;
+pub mod safetensors;
+
+/// A container that cannot be used, and where it is wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum FormatError {
+    #[error("{0}")]
+    Invalid(String),
+    #[error("{path}: {source}")]
+    Io { path: String, source: std::io::Error },
+}
+
+/// How the numbers of a stored tensor are written: GGML's block formats and the plain ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Storage {
+    F32,
+    F16,
+    BF16,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q4K,
+    Q5K,
+    Q6K,
+}
+
+impl Storage {
+    /// Numbers in one block.
+    pub fn block_len(self) -> usize {
+        match self {
+            Storage::F32 | Storage::F16 | Storage::BF16 => 1,
+            Storage::Q4_0 | Storage::Q4_1 | Storage::Q5_0 | Storage::Q5_1 | Storage::Q8_0 => 32,
+            Storage::Q4K | Storage::Q5K | Storage::Q6K => 256,
+        }
+    }
+
+    /// Bytes of one block.
+    pub fn block_bytes(self) -> usize {
+        match self {
+            Storage::F32 => 4,
+            Storage::F16 | Storage::BF16 => 2,
+            Storage::Q4_0 => 18,
+            Storage::Q4_1 => 20,
+            Storage::Q5_0 => 22,
+            Storage::Q5_1 => 24,
+            Storage::Q8_0 => 34,
+            Storage::Q4K => 144,
+            Storage::Q5K => 176,
+            Storage::Q6K => 210,
+        }
+    }
+
+    /// The name in GGUF tools: `Q4_1`, `Q4_K`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Storage::F32 => "F32",
+            Storage::F16 => "F16",
+            Storage::BF16 => "BF16",
+            Storage::Q4_0 => "Q4_0",
+            Storage::Q4_1 => "Q4_1",
+            Storage::Q5_0 => "Q5_0",
+            Storage::Q5_1 => "Q5_1",
+            Storage::Q8_0 => "Q8_0",
+            Storage::Q4K => "Q4_K",
+            Storage::Q5K => "Q5_K",
+            Storage::Q6K => "Q6_K",
+        }
+    }
+}
+
+/// One stored tensor: a view into a mapped file.
+#[derive(Clone, Copy, Debug)]
+pub struct TensorView<'a> {
+    /// Outermost first: `[out, in]` for a linear (GGUF's own order is the reverse).
+    pub shape: &'a [usize],
+    pub storage: Storage,
+    pub data: &'a [u8],
+}

@@ -1,0 +1,107 @@
+//! The few things that a fine-tuning method can do to a running frozen model.
+//!
+//! The adapter is an argument of `forward`, not a field of a layer. Every default is the frozen model. All row
+//! tensors are `(rows, width)`, f32, contiguous; rows are the tokens of the sequences of one adapter, one sequence
+//! behind another, without padding.
+
+use candle_core::{Result, Tensor};
+
+use super::{linear::Linear, mlp::Mlp};
+use crate::domain::Site;
+
+/// Where a hook is called.
+#[derive(Clone, Copy, Debug)]
+pub struct At<'a> {
+    pub layer: usize,
+    /// Rows of each sequence, in order; their sum is the number of rows.
+    pub lengths: &'a [usize],
+    /// The key of this pass's random numbers while training, none otherwise (no dropout).
+    pub train: Option<u64>,
+}
+
+/// A fine-tuning method applied to the sequences that carry it.
+pub trait Hook: Send + Sync {
+    /// How many rows `embed` puts before a sequence's tokens. Text positions start behind them.
+    fn virtual_tokens(&self) -> usize {
+        0
+    }
+
+    /// Token embeddings of ONE sequence, `(n, hidden)`; comes back with `virtual_tokens` rows before it when
+    /// `is_start` (prompt tuning, P-tuning), or with rows replaced (trainable tokens, embedding LoRA).
+    fn embed(&self, ids: &[u32], is_start: bool, x: Tensor) -> Result<Tensor> {
+        let _ = (ids, is_start);
+        Ok(x)
+    }
+
+    /// One frozen linear with the method's change: the fused way when all rows of a pass carry this adapter.
+    fn linear(&self, at: At, site: Site, x: &Tensor, base: &Linear) -> Result<Tensor> {
+        self.adjust(at, site, x, base.forward(x)?, base)
+    }
+
+    /// The same where the frozen product `y` is there already, made for rows of several adapters at once.
+    fn adjust(&self, at: At, site: Site, x: &Tensor, y: Tensor, base: &Linear) -> Result<Tensor> {
+        let _ = (at, site, x, base);
+        Ok(y)
+    }
+
+    /// Keys and values `(rows, kv_heads · head_dim)` before RoPE (IA3).
+    fn kv(&self, at: At, k: Tensor, v: Tensor) -> Result<(Tensor, Tensor)> {
+        let _ = at;
+        Ok((k, v))
+    }
+
+    /// Keys and values `(p, kv_heads · head_dim)` that every row sees before its text; keys are not rotated
+    /// (prefix tuning). The same for each sequence of this adapter.
+    fn prefix(&self, layer: usize) -> Result<Option<(Tensor, Tensor)>> {
+        let _ = layer;
+        Ok(None)
+    }
+
+    /// The number of rows that `prefix` gives. Text positions start behind them when `shifts_positions`.
+    fn prefix_len(&self) -> usize {
+        0
+    }
+
+    /// Whether text positions start behind the prefix (PEFT) or at 0 (AdapterHub, UniPELT).
+    fn shifts_positions(&self) -> bool {
+        true
+    }
+
+    /// A factor per row, `(rows, 1)`, on the prefix's keys and values as that row's query sees them (UniPELT).
+    /// `x` is the attention's normed input.
+    fn gate(&self, at: At, x: &Tensor) -> Result<Option<Tensor>> {
+        let _ = (at, x);
+        Ok(None)
+    }
+
+    /// The feed-forward product `act(gate) ⊙ up`, `(rows, intermediate)`, before `down` (IA3).
+    fn act(&self, at: At, z: Tensor) -> Result<Tensor> {
+        let _ = at;
+        Ok(z)
+    }
+
+    /// Replaces the feed-forward block; `x` is its normed input (MixLoRA's experts).
+    fn mlp(&self, at: At, x: &Tensor, mlp: &Mlp) -> Result<Option<Tensor>> {
+        let _ = (at, x, mlp);
+        Ok(None)
+    }
+
+    /// The feed-forward's output `m` before it is added to the residual stream `x` (UniPELT's bottleneck).
+    fn after(&self, at: At, x: &Tensor, m: Tensor) -> Result<Tensor> {
+        let _ = (at, x);
+        Ok(m)
+    }
+
+    /// Replaces the output layer for these normed hidden rows: `(rows, any width)` (modules_to_save,
+    /// classification, value and reward heads).
+    fn head(&self, x: &Tensor, base: &Linear) -> Result<Option<Tensor>> {
+        let _ = (x, base);
+        Ok(None)
+    }
+}
+
+/// The frozen model itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Frozen;
+
+impl Hook for Frozen {}

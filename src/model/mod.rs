@@ -1,0 +1,25 @@
+//! The frozen base: loading, the decoder, and the hook through which methods act on it.
+
+pub mod cache;
+pub mod decoder;
+pub mod hook;
+pub mod linear;
+pub mod mlp;
+
+pub use cache::SequenceCache;
+pub use decoder::{Base, Batch, CrossEntropy, Sequence, Target};
+pub use hook::{At, Frozen, Hook};
+pub use linear::Linear;
+
+use crate::formats::FormatError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The file is sound but not a model that we can run.
+    #[error("{0}")]
+    Unsupported(String),
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}

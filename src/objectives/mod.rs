@@ -1,0 +1,3 @@
+//! What a run optimises.
+
+pub mod supervised;

@@ -1,0 +1,1 @@
+//! Next-token cross entropy over the trained tokens.
