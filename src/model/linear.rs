@@ -10,12 +10,11 @@ use super::{ops, weight::Weight};
 #[derive(Clone)]
 pub struct Linear {
     weight: Arc<Weight>,
-    bias: Option<Tensor>,
 }
 
 impl Linear {
-    pub(super) fn new(weight: Arc<Weight>, bias: Option<Tensor>) -> Self {
-        Self { weight, bias }
+    pub(super) fn new(weight: Arc<Weight>) -> Self {
+        Self { weight }
     }
 
     pub(super) fn weight(&self) -> &Arc<Weight> {
@@ -29,19 +28,12 @@ impl Linear {
 
     /// `(rows, in) → (rows, out)`. Gradient for `x` only. A row's result does not depend on the other rows.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.add_bias(ops::frozen_linear(x, &self.weight)?)
+        ops::frozen_linear(x, &self.weight)
     }
 
     /// `x Wᵀ + b + scale · (x Aᵀ) Bᵀ` in one op, with gradients for `x`, `a: (r, in)` and `b: (out, r)`.
     pub fn forward_low_rank(&self, x: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
-        self.add_bias(ops::low_rank_linear(x, &self.weight, a, b, scale as f32)?)
-    }
-
-    fn add_bias(&self, y: Tensor) -> Result<Tensor> {
-        match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
-            None => Ok(y),
-        }
+        ops::low_rank_linear(x, &self.weight, a, b, scale as f32)
     }
 
     /// W as a dense F32 tensor.

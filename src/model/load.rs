@@ -3,7 +3,6 @@
 use std::{fs, path::Path, sync::Arc};
 
 use bytes::Bytes;
-use candle_core::{Device, Tensor};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -190,8 +189,8 @@ impl Loader<'_> {
             weight = Weight::new(weight.storage, rows, cols, moved.into());
             bias = bias.map(|b| order.iter().map(|row| b[*row]).collect());
         }
-        let bias = bias.map(|b| Tensor::from_vec(b, rows, &Device::Cpu)).transpose()?;
-        Ok(Linear::new(Arc::new(weight), bias))
+        weight.bias = bias;
+        Ok(Linear::new(Arc::new(weight)))
     }
 }
 
@@ -244,7 +243,7 @@ fn build(
     let layers = (0..config.layers).map(|i| layer(&loader, &info, i)).collect::<Result<Vec<_>, _>>()?;
     let norm = loader.norm("model.norm.weight", config.hidden)?;
     info.storage = storage_name(&layers).to_owned();
-    let head = Linear::new(head.map_or_else(|| embed.clone(), Arc::new), None);
+    let head = Linear::new(head.map_or_else(|| embed.clone(), Arc::new));
     let rope = Arc::new(RopeTable::new(&config.rope, config.context));
     let mut base = Base::assemble(info, config, Parts { embed, layers, norm, head, rope });
     base.info.parameters = base.count();

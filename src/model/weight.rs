@@ -16,6 +16,8 @@ pub struct Weight {
     pub storage: Storage,
     pub rows: usize,
     pub cols: usize,
+    /// Added to each row of the product.
+    pub bias: Option<Vec<f32>>,
     bytes: Bytes,
 }
 
@@ -46,7 +48,7 @@ impl Weight {
             rows * cols / storage.block_len() * storage.block_bytes(),
             "bytes do not fit the shape"
         );
-        Self { storage, rows, cols, bytes }
+        Self { storage, rows, cols, bias: None, bytes }
     }
 
     pub fn bytes(&self) -> usize {
@@ -73,7 +75,7 @@ impl Weight {
         }
     }
 
-    /// `y = x Wᵀ`: `x` is `(m, in)`, `y` is `(m, out)`, overwritten.
+    /// `y = x Wᵀ (+ b)`: `x` is `(m, in)`, `y` is `(m, out)`, overwritten.
     pub fn forward(&self, x: Mat, y: &mut [f32]) {
         assert!(x.cols == self.cols && y.len() == x.rows * self.rows, "shapes differ");
         let tile = (TILE / self.cols).clamp(3, 96) / 3 * 3;
@@ -88,6 +90,11 @@ impl Weight {
                 kernels::nt(x, Mat::new(w, count, self.cols), &mut part, false);
             });
         });
+        if let Some(bias) = &self.bias {
+            for row in y.chunks_mut(self.rows) {
+                row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+            }
+        }
     }
 
     /// `dx = g W`, or `dx += g W`: `g` is `(m, out)`, `dx` is `(m, in)`.

@@ -1,7 +1,7 @@
 //! The products with AVX2 and FMA.
 //!
 //! `nt` keeps one accumulator of 8 lanes for each output element, in tiles of 4 × 3 (12 of the 16 registers), so the
-//! order of a sum does not depend on the tile. `nn` keeps tiles of 4 rows × 24 columns, each lane summing in the order
+//! order of a sum does not depend on the tile. `nn` keeps tiles of 6 rows × 16 columns, each lane summing in the order
 //! of `k`.
 
 #![cfg(target_arch = "x86_64")]
@@ -94,9 +94,9 @@ pub unsafe fn nn(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
     let mut j = 0;
     // SAFETY: every strip lies inside the matrices: `j + 8 · W <= b.cols`.
     unsafe {
-        while j + 24 <= b.cols {
-            nn_strip::<3>(a, b, out, j, accumulate);
-            j += 24;
+        while j + 16 <= b.cols {
+            nn_strip::<2>(a, b, out, j, accumulate);
+            j += 16;
         }
         while j + 8 <= b.cols {
             nn_strip::<1>(a, b, out, j, accumulate);
@@ -123,9 +123,13 @@ unsafe fn nn_strip<const W: usize>(a: Mat, b: Mat, out: &mut OutMat, j: usize, a
     let mut i = 0;
     // SAFETY: `i + M <= a.rows`.
     unsafe {
-        while i + 4 <= a.rows {
-            nn_tile::<4, W>(a, b, out, i, j, add);
-            i += 4;
+        while i + 6 <= a.rows {
+            nn_tile::<6, W>(a, b, out, i, j, add);
+            i += 6;
+        }
+        while i + 2 <= a.rows {
+            nn_tile::<2, W>(a, b, out, i, j, add);
+            i += 2;
         }
         while i < a.rows {
             nn_tile::<1, W>(a, b, out, i, j, add);
