@@ -1,1 +1,3 @@
+//! One integration binary: all of it links once.
 
+mod support;
