@@ -1,7 +1,10 @@
 //! Serving: one engine thread batches requests over the resident base, each row with its own adapter.
 
+mod bases;
+
 use std::sync::Arc;
 
+pub use bases::{Bases, Resident};
 use tokio::sync::mpsc;
 
 /// What to generate. Checked by the caller: `prompt` is not empty, and prompt + max_tokens fit the context.
