@@ -9,9 +9,10 @@ pub fn targets(rows: &[&Example]) -> Vec<Target> {
     let mut start = 0;
     for row in rows {
         let labels = row.labels.iter().enumerate().skip(1);
-        targets.extend(labels.filter_map(|(place, label)| {
-            label.map(|token| Target { row: start + place - 1, token, weight: 1.0 })
-        }));
+        targets.extend(
+            labels
+                .filter_map(|(place, label)| label.map(|token| Target { row: start + place - 1, token, weight: 1.0 })),
+        );
         start += row.ids.len();
     }
     targets

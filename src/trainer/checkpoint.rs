@@ -105,7 +105,8 @@ pub fn write(
         .iter()
         .zip(&optimiser.moments)
         .flat_map(|((name, variable), moments)| {
-            let tensor = |kind: &str, values: &[f32]| (format!("{kind}.{name}"), variable.dims().to_vec(), values.to_vec());
+            let tensor =
+                |kind: &str, values: &[f32]| (format!("{kind}.{name}"), variable.dims().to_vec(), values.to_vec());
             [tensor("m", &moments.m), tensor("v", &moments.v)]
         })
         .collect();
@@ -128,9 +129,7 @@ pub fn progress(snapshot: &Snapshot, here: &Identity) -> Result<Progress, TrainE
     let state: State = serde_json::from_slice(file(snapshot, STATE)?)
         .map_err(|error| TrainError::Checkpoint(format!("{STATE} of the checkpoint: {error}")))?;
     match state.identity.difference(here) {
-        Some(difference) => {
-            Err(TrainError::Checkpoint(format!("the checkpoint belongs to another run: {difference}")))
-        }
+        Some(difference) => Err(TrainError::Checkpoint(format!("the checkpoint belongs to another run: {difference}"))),
         None if state.progress.step != snapshot.step => Err(TrainError::Checkpoint(format!(
             "the checkpoint is of step {}, not {}",
             state.progress.step, snapshot.step

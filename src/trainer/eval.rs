@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use super::{TrainError, pass::cross_entropy};
-use crate::{data::Example, domain::Metrics, model::{Base, Hook}};
+use crate::{
+    data::Example,
+    domain::Metrics,
+    model::{Base, Hook},
+};
 
 /// Fills in the validation figures, over the whole set and over its first batch. Each token weighs the same, however
 /// the rows are batched.

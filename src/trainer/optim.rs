@@ -11,7 +11,7 @@ const EPSILON: f64 = 1e-8;
 
 /// The gradient of one optimiser step, summed over its micro-batches.
 pub struct Gradient {
-    values: Vec<Vec<f32>>,
+    pub values: Vec<Vec<f32>>,
 }
 
 impl Gradient {
@@ -41,10 +41,6 @@ impl Gradient {
         if limit > 0.0 && coefficient < 1.0 {
             self.values.iter_mut().flatten().for_each(|g| *g *= coefficient as f32);
         }
-    }
-
-    pub fn values(&self) -> &[Vec<f32>] {
-        &self.values
     }
 }
 
