@@ -1,8 +1,13 @@
 //! Containers from outside, checked before anything trusts them. No tensors, no network.
 
 pub mod archive;
+mod bytes;
 pub mod gguf;
 pub mod safetensors;
+
+use std::path::Path;
+
+use half::{bf16, f16};
 
 /// A container that cannot be used, and where it is wrong.
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +16,16 @@ pub enum FormatError {
     Invalid(String),
     #[error("{path}: {source}")]
     Io { path: String, source: std::io::Error },
+}
+
+impl FormatError {
+    /// Says which file is meant.
+    fn in_file(self, path: &Path) -> Self {
+        match self {
+            FormatError::Invalid(what) => FormatError::Invalid(format!("{}: {what}", path.display())),
+            other => other,
+        }
+    }
 }
 
 /// How the numbers of a stored tensor are written: GGML's block formats and the plain ones.
@@ -80,4 +95,19 @@ pub struct TensorView<'a> {
     pub shape: &'a [usize],
     pub storage: Storage,
     pub data: &'a [u8],
+}
+
+impl TensorView<'_> {
+    /// The numbers of a tensor that is stored plainly (F32, F16, BF16).
+    pub fn to_f32(&self) -> Result<Vec<f32>, FormatError> {
+        let halves = |widen: fn([u8; 2]) -> f32| self.data.as_chunks().0.iter().map(|b| widen(*b)).collect();
+        Ok(match self.storage {
+            Storage::F32 => self.data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            Storage::F16 => halves(|b| f16::from_le_bytes(b).to_f32()),
+            Storage::BF16 => halves(|b| bf16::from_le_bytes(b).to_f32()),
+            other => {
+                return Err(FormatError::Invalid(format!("{} is not a plain number format", other.name())));
+            }
+        })
+    }
 }
