@@ -9,6 +9,7 @@ pub mod id;
 pub mod job;
 pub mod key;
 pub mod observer;
+pub mod rng;
 pub mod spec;
 
 pub use adapter::{AdapterRecord, Manifest, ManifestFile};
@@ -19,4 +20,4 @@ pub use file::FileRecord;
 pub use job::{Failure, Job, JobStatus};
 pub use key::{ApiKey, Scope};
 pub use observer::{Control, Observer, Snapshot};
-pub use spec::{LoraSpec, MethodSpec, ObjectiveSpec, SpecError, TrainSpec, Training};
+pub use spec::{Hyperparameters, LoraSpec, MethodSpec, ObjectiveSpec, SpecError, TrainSpec, Training, TrainingRequest};

@@ -1,5 +1,11 @@
 //! PEFT's adapter directory: `adapter_config.json` and `adapter_model.safetensors`.
 
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::formats::{Storage, TensorView, safetensors::Safetensors};
+
 /// The two files' bytes. Their order and content are the adapter's identity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AdapterFiles {
@@ -21,4 +27,59 @@ pub enum MethodError {
     Format(#[from] crate::formats::FormatError),
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+}
+
+/// A config as PEFT writes it: keys sorted, indent 2.
+pub fn config_bytes(fields: &BTreeMap<&str, Value>) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec_pretty(fields).unwrap_or_default();
+    bytes.push(b'\n');
+    bytes
+}
+
+/// Reads `adapter_config.json` as an object.
+pub fn config(files: &AdapterFiles) -> Result<serde_json::Map<String, Value>, MethodError> {
+    match serde_json::from_slice(&files.config) {
+        Ok(Value::Object(fields)) => Ok(fields),
+        Ok(_) => Err(MethodError::Mismatch("adapter_config.json is not a JSON object".into())),
+        Err(error) => Err(MethodError::Mismatch(format!("adapter_config.json: {error}"))),
+    }
+}
+
+/// Reads exactly the tensors that `expected` lists, as F32, in its order. A missing or unexpected tensor, another
+/// shape and a value that is not finite are errors that name the tensor.
+pub fn tensors(weights: &[u8], expected: &[(String, Vec<usize>)]) -> Result<Vec<Vec<f32>>, MethodError> {
+    let file = Safetensors::from_bytes(weights.to_vec())?;
+    let names: std::collections::BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+    let mut unexpected: Vec<&str> = file.names().filter(|name| !names.contains(name)).collect();
+    unexpected.sort_unstable();
+    if let Some(name) = unexpected.first() {
+        let count = unexpected.len();
+        return Err(MethodError::Mismatch(format!("{count} tensors match no module of the base: {name} …")));
+    }
+    expected.iter().map(|(name, shape)| checked(&file, name, shape)).collect()
+}
+
+fn checked(file: &Safetensors, name: &str, shape: &[usize]) -> Result<Vec<f32>, MethodError> {
+    let Some(view) = file.tensor(name) else {
+        return Err(MethodError::Mismatch(format!("tensor {name} is missing")));
+    };
+    if view.shape != shape {
+        return Err(MethodError::Mismatch(format!("tensor {name} has shape {:?}, not {shape:?}", view.shape)));
+    }
+    let values = floats(name, &view)?;
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(values),
+        Some(at) => Err(MethodError::Mismatch(format!("tensor {name} has {} at place {at}", values[at]))),
+    }
+}
+
+/// A view's numbers as F32.
+pub fn floats(name: &str, view: &TensorView) -> Result<Vec<f32>, MethodError> {
+    let halves = || view.data.as_chunks::<2>().0.iter();
+    match view.storage {
+        Storage::F32 => Ok(view.data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()),
+        Storage::F16 => Ok(halves().map(|bytes| half::f16::from_le_bytes(*bytes).to_f32()).collect()),
+        Storage::BF16 => Ok(halves().map(|bytes| half::bf16::from_le_bytes(*bytes).to_f32()).collect()),
+        other => Err(MethodError::Mismatch(format!("tensor {name} is stored as {}", other.name()))),
+    }
 }

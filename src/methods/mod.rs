@@ -34,24 +34,33 @@ pub trait Trainable: Send + Sync {
 
 /// A fresh adapter. Random numbers come from `seed` alone.
 pub fn create(spec: &MethodSpec, base: &BaseInfo, seed: u64) -> Result<Box<dyn Trainable>, MethodError> {
-    let _ = (spec, base, seed);
-    todo!("methods helper")
+    match spec {
+        MethodSpec::Lora(spec) => lora::create(spec, base, seed),
+    }
 }
 
 /// An adapter to go on training, from its files.
 pub fn resume(files: &AdapterFiles, base: &BaseInfo) -> Result<Box<dyn Trainable>, MethodError> {
-    let _ = (files, base);
-    todo!("methods helper")
+    match spec_of(files)? {
+        MethodSpec::Lora(spec) => lora::resume(&spec, files, base),
+    }
 }
 
 /// An adapter to serve. Every tensor must match a module by name and shape, be finite, and none may be missing.
 pub fn load(files: &AdapterFiles, base: &BaseInfo) -> Result<Arc<dyn Hook>, MethodError> {
-    let _ = (files, base);
-    todo!("methods helper")
+    match spec_of(files)? {
+        MethodSpec::Lora(spec) => lora::load(&spec, files, base),
+    }
 }
 
 /// The spec that a PEFT config stands for (for jobs that continue an adapter, and for import).
 pub fn spec_of(files: &AdapterFiles) -> Result<MethodSpec, MethodError> {
-    let _ = files;
-    todo!("methods helper")
+    let config = file::config(files)?;
+    match config.get("peft_type").and_then(|value| value.as_str()) {
+        Some("LORA") => Ok(MethodSpec::Lora(lora::spec_of(&config)?)),
+        Some(other) => {
+            Err(MethodError::Unsupported(format!("adapter_config.json: peft_type {other} is not supported")))
+        }
+        None => Err(MethodError::Mismatch("adapter_config.json: peft_type is missing".into())),
+    }
 }

@@ -1,15 +1,68 @@
 //! The decoder of the Llama family, driven by data.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
-use super::{Hook, Linear, ModelError, SequenceCache};
+use super::{
+    Hook, Linear, ModelError, SequenceCache,
+    config::ModelConfig,
+    load,
+    mlp::Mlp,
+    ops::{self, Attention, RopeTable},
+    pass::Pass,
+    weight::Weight,
+};
 use crate::domain::{BaseInfo, Site};
 
 /// A resident base. Immutable; shared by training and serving.
 pub struct Base {
     pub info: BaseInfo,
+    pub(super) eps: f32,
+    pub(super) attention: Attention,
+    pub(super) rope: Arc<RopeTable>,
+    pub(super) layers: Vec<Layer>,
+    embed: Arc<Weight>,
+    norm: Arc<Vec<f32>>,
+    head: Linear,
+    forwards: AtomicU64,
+}
+
+/// One decoder layer.
+pub(super) struct Layer {
+    pub attention_norm: Arc<Vec<f32>>,
+    pub q: Linear,
+    pub k: Linear,
+    pub v: Linear,
+    pub o: Linear,
+    /// RMSNorm over each head of the queries and keys (Qwen3).
+    pub q_norm: Option<Arc<Vec<f32>>>,
+    pub k_norm: Option<Arc<Vec<f32>>>,
+    pub mlp_norm: Arc<Vec<f32>>,
+    pub mlp: Mlp,
+}
+
+impl Layer {
+    /// # Panics
+    /// For `Site::Head`, which is no layer's.
+    pub fn linear(&self, site: Site) -> &Linear {
+        match site {
+            Site::Q => &self.q,
+            Site::K => &self.k,
+            Site::V => &self.v,
+            Site::O => &self.o,
+            Site::Gate => &self.mlp.gate,
+            Site::Up => &self.mlp.up,
+            Site::Down => &self.mlp.down,
+            Site::Head => unreachable!("the output layer is not a decoder layer's"),
+        }
+    }
 }
 
 /// Some tokens of one sequence.
@@ -23,6 +76,7 @@ pub struct Sequence<'a> {
 
 /// The rows of one forward: sequences one behind another, no padding, each attending to itself only.
 /// Neighbours that carry the same adapter (`Arc::ptr_eq`) are one group; put them side by side.
+/// Either all sequences have a cache (serving) or none has (training).
 pub struct Batch<'a> {
     pub sequences: Vec<Sequence<'a>>,
     /// The key of this pass's random numbers while training, none otherwise (no dropout).
@@ -48,59 +102,104 @@ pub struct CrossEntropy {
 impl Base {
     /// A `.gguf` file or a directory in Hugging Face layout.
     pub fn open(id: &str, path: &Path) -> std::result::Result<Arc<Self>, ModelError> {
-        let _ = (id, path);
-        todo!("model")
+        load::open(id, path)
+    }
+
+    pub(super) fn assemble(info: BaseInfo, config: ModelConfig, parts: Parts) -> Self {
+        let attention = Attention {
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            window: config.window,
+        };
+        let Parts { embed, layers, norm, head, rope } = parts;
+        Self { info, eps: config.eps, attention, rope, layers, embed, norm, head, forwards: AtomicU64::new(0) }
     }
 
     /// Hidden states after the final norm, `(rows, hidden)`: one row per token, virtual ones left out.
     pub fn forward(&self, batch: &mut Batch) -> Result<Tensor> {
-        let _ = batch;
-        todo!("model")
+        self.forwards.fetch_add(1, Ordering::Relaxed);
+        let mut pass = Pass::new(self, batch)?;
+        let mut x = pass.embed(self, batch)?;
+        for layer in 0..self.layers.len() {
+            x = pass.layer(self, batch, layer, &x)?;
+        }
+        pass.finish(batch);
+        ops::rms_norm(&pass.token_rows(&x)?, &self.norm, self.eps)
     }
 
     /// Output scores of hidden rows `(n, hidden) → (n, vocab)`; all rows carry the same `hook`.
     pub fn logits(&self, hidden: &Tensor, hook: Option<&dyn Hook>) -> Result<Tensor> {
-        let _ = (hidden, hook);
-        todo!("model")
+        match hook.map(|hook| hook.head(hidden, &self.head)).transpose()?.flatten() {
+            Some(scores) => Ok(scores),
+            None => self.head.forward(hidden),
+        }
     }
 
-    /// Cross entropy over some rows, in chunks: never rows × vocabulary at once. No gradient work when
-    /// `hidden` does not carry one.
+    /// Cross entropy over some rows, in chunks: never rows × vocabulary at once, unless the hook has a head of its
+    /// own. No gradient work when `hidden` does not carry one.
     pub fn cross_entropy(&self, hidden: &Tensor, targets: &[Target], hook: Option<&dyn Hook>) -> Result<CrossEntropy> {
-        let _ = (hidden, targets, hook);
-        todo!("model")
-    }
-
-    /// Natural log-probabilities of the targets' tokens, `(targets,)`, with gradients for `hidden`.
-    pub fn log_probs(&self, hidden: &Tensor, targets: &[Target], hook: Option<&dyn Hook>) -> Result<Tensor> {
-        let _ = (hidden, targets, hook);
-        todo!("model")
+        let own = hook.map(|hook| hook.head(hidden, &self.head)).transpose()?.flatten();
+        let (loss, correct) = match own {
+            Some(scores) => ops::dense_cross_entropy(&scores, targets)?,
+            None => ops::cross_entropy(hidden, self.head.weight(), targets)?,
+        };
+        Ok(CrossEntropy { loss, correct })
     }
 
     /// An empty cache for one sequence.
     pub fn new_cache(&self) -> SequenceCache {
-        todo!("model")
+        SequenceCache::new(self.layers.len())
     }
 
-    /// A linear by its place.
+    /// A linear by its place; the layer does not matter for the output layer.
     pub fn linear(&self, layer: usize, site: Site) -> &Linear {
-        let _ = (layer, site);
-        todo!("model")
+        match site {
+            Site::Head => &self.head,
+            site => self.layers[layer].linear(site),
+        }
     }
 
     /// Rows of the embedding table as F32, `(ids, hidden)`.
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
-        let _ = ids;
-        todo!("model")
+        let h = self.info.hidden;
+        let mut data = vec![0.0; ids.len() * h];
+        for (row, id) in data.chunks_mut(h).zip(ids) {
+            if *id as usize >= self.info.vocab {
+                candle_core::bail!("token id {id} is outside the vocabulary of {}", self.info.vocab);
+            }
+            self.embed.dequantize_rows(*id as usize, 1, row);
+        }
+        Tensor::from_vec(data, (ids.len(), h), &Device::Cpu)
     }
 
     /// Forward passes of the decoder since start: what a test of batching counts.
     pub fn forward_count(&self) -> u64 {
-        todo!("model")
+        self.forwards.load(Ordering::Relaxed)
     }
 
     /// Bytes that the weights hold in memory or map.
     pub fn bytes(&self) -> u64 {
-        todo!("model")
+        self.matrices().map(|w| w.bytes() as u64).sum()
     }
+
+    /// The number of weights, norms and biases aside.
+    pub(super) fn count(&self) -> u64 {
+        self.matrices().map(|w| (w.rows * w.cols) as u64).sum()
+    }
+
+    fn matrices(&self) -> impl Iterator<Item = &Arc<Weight>> {
+        let head = Some(self.head.weight()).filter(|head| !Arc::ptr_eq(head, &self.embed));
+        let linears = self.layers.iter().flat_map(|l| Site::LAYER.map(|site| l.linear(site).weight()));
+        linears.chain([&self.embed]).chain(head)
+    }
+}
+
+/// What a loader puts together.
+pub(super) struct Parts {
+    pub embed: Arc<Weight>,
+    pub layers: Vec<Layer>,
+    pub norm: Arc<Vec<f32>>,
+    pub head: Linear,
+    pub rope: Arc<RopeTable>,
 }

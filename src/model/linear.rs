@@ -1,31 +1,46 @@
 //! A frozen linear layer, stored as in the file.
 
-use candle_core::{Result, Tensor};
+use std::sync::Arc;
+
+use candle_core::{Device, Result, Tensor};
+
+use super::{ops, weight::Weight};
 
 /// `y = x Wᵀ (+ b)`; W is `[out, in]`. Cloning is cheap.
 #[derive(Clone)]
-pub struct Linear {}
+pub struct Linear {
+    weight: Arc<Weight>,
+}
 
 impl Linear {
+    pub(super) fn new(weight: Arc<Weight>) -> Self {
+        Self { weight }
+    }
+
+    pub(super) fn weight(&self) -> &Arc<Weight> {
+        &self.weight
+    }
+
     /// `(out, in)`
     pub fn shape(&self) -> (usize, usize) {
-        todo!("model")
+        (self.weight.rows, self.weight.cols)
     }
 
     /// `(rows, in) → (rows, out)`. Gradient for `x` only. A row's result does not depend on the other rows.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let _ = x;
-        todo!("model")
+        ops::frozen_linear(x, &self.weight)
     }
 
     /// `x Wᵀ + b + scale · (x Aᵀ) Bᵀ` in one op, with gradients for `x`, `a: (r, in)` and `b: (out, r)`.
     pub fn forward_low_rank(&self, x: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
-        let _ = (x, a, b, scale);
-        todo!("model")
+        ops::low_rank_linear(x, &self.weight, a, b, scale as f32)
     }
 
     /// W as a dense F32 tensor.
     pub fn dequantize(&self) -> Result<Tensor> {
-        todo!("model")
+        let (rows, cols) = self.shape();
+        let mut data = vec![0.0; rows * cols];
+        self.weight.dequantize_rows(0, rows, &mut data);
+        Tensor::from_vec(data, (rows, cols), &Device::Cpu)
     }
 }

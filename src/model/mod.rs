@@ -1,10 +1,22 @@
 //! The frozen base: loading, the decoder, and the hook through which methods act on it.
 
+pub mod hook;
+
 pub mod cache;
 pub mod decoder;
-pub mod hook;
 pub mod linear;
 pub mod mlp;
+
+pub mod ops;
+
+pub mod kernels;
+
+mod config;
+mod gated;
+mod load;
+mod pass;
+mod quant;
+mod weight;
 
 pub use cache::SequenceCache;
 pub use decoder::{Base, Batch, CrossEntropy, Sequence, Target};

@@ -1,3 +1,4 @@
 //! One integration binary: all of it links once.
 
+mod model;
 mod support;

@@ -1,19 +1,30 @@
 //! LoRA's knobs (Hu et al., arXiv 2106.09685; rsLoRA, arXiv 2312.03732), with PEFT's names and meaning.
 
 use indexmap::IndexMap;
-use serde::{Deserialize, Serialize};
+use regex::Regex;
+use serde::{Deserialize, Deserializer, Serialize};
 
-use super::SpecError;
-use crate::domain::BaseInfo;
+use super::{
+    SpecError,
+    read::out_of_range,
+    targets::{Targets, no_match, suffix},
+};
+use crate::domain::{BaseInfo, Site};
 
-/// Which modules a method changes: a list of names, a regular expression over whole paths, or `all-linear`.
+/// How A and B begin.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Targets {
-    /// `all-linear`, or a regular expression that matches a module's whole path.
-    Pattern(String),
-    /// A module matches when its path equals an entry or ends with `.` and the entry.
-    Names(Vec<String>),
+#[serde(untagged, expecting = "expected true, false or \"gaussian\"")]
+pub enum LoraInit {
+    /// `true`: A uniform in ±1/√in, B zero. `false`: B random as well (for tests of the arithmetic).
+    Flag(bool),
+    /// `"gaussian"`: A normal with deviation 1/r, B zero.
+    Named(LoraInitName),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoraInitName {
+    Gaussian,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,10 +39,12 @@ pub struct LoraSpec {
     pub exclude_modules: Option<Targets>,
     /// Scale alpha/√r instead of alpha/r.
     pub use_rslora: bool,
+    pub init_lora_weights: LoraInit,
     /// Other ranks for modules whose path matches the key, first match wins.
     pub rank_pattern: IndexMap<String, usize>,
     pub alpha_pattern: IndexMap<String, f64>,
     /// Only these decoder layers.
+    #[serde(deserialize_with = "one_or_many")]
     pub layers_to_transform: Option<Vec<usize>>,
 }
 
@@ -41,9 +54,10 @@ impl Default for LoraSpec {
             r: 8,
             lora_alpha: 16.0,
             lora_dropout: 0.0,
-            target_modules: Targets::Pattern("all-linear".to_owned()),
+            target_modules: Targets::Pattern(super::targets::ALL_LINEAR.to_owned()),
             exclude_modules: None,
             use_rslora: false,
+            init_lora_weights: LoraInit::Flag(true),
             rank_pattern: IndexMap::new(),
             alpha_pattern: IndexMap::new(),
             layers_to_transform: None,
@@ -51,14 +65,137 @@ impl Default for LoraSpec {
     }
 }
 
+/// One linear that LoRA changes, with everything resolved.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LoraTarget {
+    pub layer: usize,
+    pub site: Site,
+    pub r: usize,
+    pub alpha: f64,
+    /// alpha/r, or alpha/√r.
+    pub scale: f64,
+}
+
 impl LoraSpec {
+    /// Other spellings in requests.
+    pub const ALIASES: super::read::Aliases = &[("alpha", "lora_alpha"), ("dropout", "lora_dropout")];
+
     pub fn check(&self, base: &BaseInfo) -> Result<(), SpecError> {
-        let _ = base;
-        todo!("methods helper")
+        if self.r == 0 {
+            return Err(out_of_range("adapter.r", self.r, "at least 1"));
+        }
+        positive("adapter.lora_alpha", self.lora_alpha)?;
+        for alpha in self.alpha_pattern.values() {
+            positive("adapter.alpha_pattern", *alpha)?;
+        }
+        if !(0.0..1.0).contains(&self.lora_dropout) {
+            return Err(out_of_range("adapter.lora_dropout", self.lora_dropout, "at least 0 and below 1"));
+        }
+        self.target_modules.check(base, "adapter.target_modules")?;
+        self.check_layers(base)?;
+        let targets = self.targets(base)?;
+        if targets.is_empty() {
+            return Err(no_match("adapter.target_modules", "what exclude_modules and layers_to_transform leave", base));
+        }
+        self.check_patterns(base, &targets)?;
+        targets.iter().try_for_each(|target| self.check_rank(base, target))
     }
 
     pub fn trainable(&self, base: &BaseInfo) -> u64 {
-        let _ = base;
-        todo!("methods helper")
+        let values = |target: &LoraTarget| {
+            let (outputs, inputs) = base.shape(target.site);
+            target.r as u64 * (outputs + inputs) as u64
+        };
+        self.targets(base).map_or(0, |targets| targets.iter().map(values).sum())
     }
+
+    /// The linears that are changed, in the order of the forward pass.
+    pub fn targets(&self, base: &BaseInfo) -> Result<Vec<LoraTarget>, SpecError> {
+        let include = self.target_modules.matcher("adapter.target_modules")?;
+        let exclude = self.exclude_modules.as_ref().map(|t| t.matcher("adapter.exclude_modules")).transpose()?;
+        let ranks = patterns(&self.rank_pattern, "adapter.rank_pattern")?;
+        let alphas = patterns(&self.alpha_pattern, "adapter.alpha_pattern")?;
+        let wanted = |layer: usize, path: &str| {
+            !exclude.as_ref().is_some_and(|exclude| exclude.matches(path))
+                && self.layers_to_transform.as_ref().is_none_or(|layers| layers.contains(&layer))
+                && include.matches(path)
+        };
+        let targets = base.linears().filter_map(|(layer, site)| {
+            let path = site.path(layer);
+            wanted(layer, &path).then(|| {
+                let r = first(&ranks, &path).unwrap_or(self.r);
+                let alpha = first(&alphas, &path).unwrap_or(self.lora_alpha);
+                let divisor = if self.use_rslora { (r as f64).sqrt() } else { r as f64 };
+                LoraTarget { layer, site, r, alpha, scale: alpha / divisor }
+            })
+        });
+        Ok(targets.collect())
+    }
+
+    fn check_layers(&self, base: &BaseInfo) -> Result<(), SpecError> {
+        let param = "adapter.layers_to_transform";
+        let Some(layers) = &self.layers_to_transform else { return Ok(()) };
+        if let Some(layer) = layers.iter().find(|layer| **layer >= base.layers) {
+            return Err(out_of_range(param, layer, &format!("below the {} layers of {}", base.layers, base.id)));
+        }
+        match &self.target_modules {
+            Targets::Pattern(text) if text != super::targets::ALL_LINEAR => {
+                let message = "layers_to_transform cannot stand beside a regular expression in target_modules";
+                Err(SpecError::new(param, "spec_conflict", message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Every key must say something about a targeted module.
+    fn check_patterns(&self, base: &BaseInfo, targets: &[LoraTarget]) -> Result<(), SpecError> {
+        let paths: Vec<String> = targets.iter().map(|target| target.site.path(target.layer)).collect();
+        let ranks = self.rank_pattern.keys().map(|key| ("adapter.rank_pattern", key));
+        let alphas = self.alpha_pattern.keys().map(|key| ("adapter.alpha_pattern", key));
+        for (param, key) in ranks.chain(alphas) {
+            let regex = suffix(key, param)?;
+            if !paths.iter().any(|path| regex.is_match(path)) {
+                return Err(no_match(param, key, base));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_rank(&self, base: &BaseInfo, target: &LoraTarget) -> Result<(), SpecError> {
+        let (outputs, inputs) = base.shape(target.site);
+        let limit = outputs.min(inputs);
+        if (1..=limit).contains(&target.r) {
+            return Ok(());
+        }
+        let param = if target.r == self.r { "adapter.r" } else { "adapter.rank_pattern" };
+        let side =
+            if target.r == 0 { "below the least of 1".to_owned() } else { format!("above the limit of {limit}") };
+        let message = format!("rank {} is {side} of {}", target.r, target.site.path(target.layer));
+        Err(SpecError::new(param, "spec_out_of_range", message))
+    }
+}
+
+fn positive(param: &str, value: f64) -> Result<(), SpecError> {
+    if value.is_finite() && value > 0.0 { Ok(()) } else { Err(out_of_range(param, value, "above 0")) }
+}
+
+fn patterns<T: Copy>(map: &IndexMap<String, T>, param: &str) -> Result<Vec<(Regex, T)>, SpecError> {
+    map.iter().map(|(key, value)| Ok((suffix(key, param)?, *value))).collect()
+}
+
+fn first<T: Copy>(patterns: &[(Regex, T)], path: &str) -> Option<T> {
+    patterns.iter().find(|(regex, _)| regex.is_match(path)).map(|(_, value)| *value)
+}
+
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<usize>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a layer's number or a list of them")]
+    enum Layers {
+        One(usize),
+        Many(Vec<usize>),
+    }
+    Ok(Option::<Layers>::deserialize(deserializer)?.map(|layers| match layers {
+        Layers::One(layer) => vec![layer],
+        Layers::Many(layers) => layers,
+    }))
 }

@@ -2,11 +2,21 @@
 //! Every `auto` is filled in before a spec is stored, so that a run can be repeated exactly.
 
 mod lora;
+mod objective;
+mod read;
+mod request;
+mod targets;
+#[cfg(test)]
+mod tests;
 mod training;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-pub use lora::{LoraSpec, Targets};
+pub use lora::{LoraInit, LoraInitName, LoraSpec, LoraTarget};
+pub use objective::ObjectiveSpec;
+pub use request::{Hyperparameters, TrainingRequest};
+pub use targets::{ALL_LINEAR, Targets};
 pub use training::{EarlyStopping, Precision, Schedule, Training};
 
 use super::BaseInfo;
@@ -29,11 +39,36 @@ impl SpecError {
     }
 }
 
+/// Methods that can be trained.
+const KNOWN: [&str; 1] = ["lora"];
+
+/// Methods that the wire knows and that cannot be trained yet.
+const PLANNED: [&str; 12] = [
+    "qlora",
+    "adalora",
+    "dora",
+    "ia3",
+    "prompt_tuning",
+    "prefix_tuning",
+    "p_tuning",
+    "p_tuning_v2",
+    "unipelt",
+    "moe_lora",
+    "xlora",
+    "auto",
+];
+
 /// A method and its knobs, in PEFT's names. In JSON: `{"type": "lora", "r": 8, …}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum MethodSpec {
     Lora(LoraSpec),
+}
+
+impl Default for MethodSpec {
+    fn default() -> Self {
+        MethodSpec::Lora(LoraSpec::default())
+    }
 }
 
 impl MethodSpec {
@@ -51,10 +86,26 @@ impl MethodSpec {
         }
     }
 
-    /// Reads the request's `adapter` object; unknown fields and types are errors by name.
-    pub fn from_json(value: &serde_json::Value) -> Result<Self, SpecError> {
-        let _ = value;
-        todo!("methods helper")
+    /// Reads the request's `adapter` object; unknown fields and types are errors by name. Without a `type`, LoRA.
+    pub fn from_json(value: &Value) -> Result<Self, SpecError> {
+        let fields = read::fields(value, "adapter")?;
+        let name = match fields.get("type") {
+            None | Some(Value::Null) => "lora",
+            Some(Value::String(name)) => name,
+            Some(_) => return Err(SpecError::new("adapter.type", "spec_invalid_type", "adapter.type is not a string")),
+        };
+        match name {
+            "lora" => Ok(MethodSpec::Lora(read::object(value, "adapter", LoraSpec::ALIASES, "type")?)),
+            planned if PLANNED.contains(&planned) => {
+                let message = format!("the method {planned} is not available yet; available is {}", KNOWN.join(", "));
+                Err(SpecError::new("adapter.type", "spec_unsupported", message))
+            }
+            unknown => {
+                let message =
+                    format!("unknown method {unknown}; known are {}, {}", KNOWN.join(", "), PLANNED.join(", "));
+                Err(SpecError::new("adapter.type", "spec_unknown_type", message))
+            }
+        }
     }
 
     /// Ranges, and what needs the base: rank against shapes, targets that match nothing.
@@ -68,22 +119,6 @@ impl MethodSpec {
     pub fn trainable(&self, base: &BaseInfo) -> u64 {
         match self {
             MethodSpec::Lora(lora) => lora.trainable(base),
-        }
-    }
-}
-
-/// What is optimised.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-pub enum ObjectiveSpec {
-    /// Next-token cross entropy over the assistant's tokens.
-    Supervised,
-}
-
-impl ObjectiveSpec {
-    pub fn type_name(&self) -> &'static str {
-        match self {
-            ObjectiveSpec::Supervised => "supervised",
         }
     }
 }

@@ -4,13 +4,16 @@
 //! left, products and offsets with checked arithmetic, tensors against the end of the file and each other.
 
 mod cursor;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 
+use bytes::Bytes;
 use indexmap::IndexMap;
 
 use self::cursor::Cursor;
-use super::{FormatError, Storage, TensorView, bytes::Bytes};
+use super::{FormatError, Storage, TensorView, bytes::map};
 
 /// Metadata and the table of tensors together.
 const MAX_HEADER: usize = 64 << 20;
@@ -47,12 +50,12 @@ struct Entry {
 impl Gguf {
     /// Maps a file and checks its header.
     pub fn open(path: &Path) -> Result<Self, FormatError> {
-        Self::parse(Bytes::map(path)?).map_err(|error| error.in_file(path))
+        Self::parse(map(path)?).map_err(|error| error.in_file(path))
     }
 
     /// A file that is in memory.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, FormatError> {
-        Self::parse(Bytes::Owned(bytes))
+        Self::parse(bytes.into())
     }
 
     fn parse(bytes: Bytes) -> Result<Self, FormatError> {
@@ -78,6 +81,11 @@ impl Gguf {
     pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
         let entry = self.tensors.get(name)?;
         Some(TensorView { shape: &entry.shape, storage: entry.storage, data: &self.bytes[entry.start..entry.end] })
+    }
+
+    /// The tensor's bytes, kept alive with the file.
+    pub fn tensor_bytes(&self, name: &str) -> Option<Bytes> {
+        self.tensors.get(name).map(|entry| self.bytes.slice(entry.start..entry.end))
     }
 
     /// Names in the order of the file.

@@ -1,13 +1,16 @@
 //! safetensors: validated headers over a memory map or bytes, and a writer.
 
 mod header;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 
+use bytes::Bytes;
 use indexmap::IndexMap;
 
 use self::header::Span;
-use super::{FormatError, TensorView, bytes::Bytes};
+use super::{FormatError, TensorView, bytes::map};
 
 /// Adapters come from anyone; theirs are small.
 const MAX_ADAPTER_HEADER: u64 = 4 << 20;
@@ -25,12 +28,12 @@ pub struct Safetensors {
 impl Safetensors {
     /// Maps a model's file and checks its header.
     pub fn open(path: &Path) -> Result<Self, FormatError> {
-        Self::parse(Bytes::map(path)?, MAX_MODEL_HEADER).map_err(|error| error.in_file(path))
+        Self::parse(map(path)?, MAX_MODEL_HEADER).map_err(|error| error.in_file(path))
     }
 
     /// An adapter's file, in memory.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, FormatError> {
-        Self::parse(Bytes::Owned(bytes), MAX_ADAPTER_HEADER)
+        Self::parse(bytes.into(), MAX_ADAPTER_HEADER)
     }
 
     fn parse(bytes: Bytes, max_header: u64) -> Result<Self, FormatError> {
@@ -50,6 +53,11 @@ impl Safetensors {
         };
         let tensors = header::parse(json, rest.len() - json.len())?;
         Ok(Safetensors { tensors, start: 8 + len as usize, bytes })
+    }
+
+    /// The tensor's bytes, kept alive with the file.
+    pub fn tensor_bytes(&self, name: &str) -> Option<Bytes> {
+        self.tensors.get(name).map(|span| self.bytes.slice(self.start + span.start..self.start + span.end))
     }
 
     /// Names in the order of the header.

@@ -1,0 +1,186 @@
+use serde_json::json;
+
+use super::*;
+use crate::domain::Site;
+
+/// SmolLM2-135M's shapes, with fewer layers.
+fn base() -> BaseInfo {
+    BaseInfo {
+        id: "small".into(),
+        hash: "00".into(),
+        architecture: "llama".into(),
+        storage: "Q4_1".into(),
+        hidden: 576,
+        intermediate: 1536,
+        layers: 12,
+        heads: 9,
+        kv_heads: 3,
+        head_dim: 64,
+        vocab: 49152,
+        context: 2048,
+        tied: true,
+        parameters: 1,
+        has_chat_template: true,
+    }
+}
+
+fn lora(value: Value) -> LoraSpec {
+    match MethodSpec::from_json(&value).unwrap() {
+        MethodSpec::Lora(spec) => spec,
+    }
+}
+
+/// `(param, message)` of what reading or checking `adapter` says.
+fn refusal(adapter: Value) -> (String, String) {
+    let error = match MethodSpec::from_json(&adapter) {
+        Err(error) => error,
+        Ok(spec) => spec.check(&base()).unwrap_err(),
+    };
+    (error.param, error.message)
+}
+
+#[test]
+fn defaults_aliases_and_round_trip() {
+    assert_eq!(MethodSpec::from_json(&json!({"type": "lora"})).unwrap(), MethodSpec::default());
+    let spec =
+        lora(json!({"type": "lora", "alpha": 32, "dropout": 0.1, "layers_to_transform": 3, "exclude_modules": null}));
+    assert_eq!((spec.lora_alpha, spec.lora_dropout), (32.0, 0.1));
+    assert_eq!(spec.layers_to_transform, Some(vec![3]));
+    let echoed = serde_json::to_value(MethodSpec::Lora(spec.clone())).unwrap();
+    assert_eq!(lora(echoed), spec);
+}
+
+#[test]
+fn refusals_name_the_field() {
+    let cases = [
+        (json!({"type": "lorra"}), "adapter.type", "unknown method lorra; known are lora"),
+        (json!({"type": "ia3"}), "adapter.type", "not available yet"),
+        (json!({"type": 3}), "adapter.type", "not a string"),
+        (json!([]), "adapter", "not a JSON object"),
+        (json!({"rank": 8}), "adapter.rank", "unknown field adapter.rank"),
+        (json!({"alpha": 1, "lora_alpha": 1}), "adapter.lora_alpha", "given twice"),
+        (json!({"r": "8"}), "adapter.r", "invalid type: string"),
+        (json!({"r": -8}), "adapter.r", "invalid value"),
+        (json!({"rank_pattern": {"q_proj": "x"}}), "adapter.rank_pattern.q_proj", "invalid type"),
+        (json!({"target_modules": 7}), "adapter.target_modules", "a string or a list of strings"),
+        (json!({"init_lora_weights": "pissa"}), "adapter.init_lora_weights", "gaussian"),
+        (json!({"r": 0}), "adapter.r", "at least 1"),
+        (json!({"r": 512}), "adapter.r", "rank 512 is above the limit of 192 of model.layers.0.self_attn.k_proj"),
+        (json!({"rank_pattern": {"k_proj": 193}}), "adapter.rank_pattern", "rank 193 is above the limit of 192"),
+        (json!({"rank_pattern": {"layers.99.k_proj": 3}}), "adapter.rank_pattern", "matches no module"),
+        (json!({"alpha_pattern": {"(": 3}}), "adapter.alpha_pattern", "not a regular expression"),
+        (json!({"alpha_pattern": {"q_proj": -3}}), "adapter.alpha_pattern", "above 0"),
+        (json!({"alpha": 0}), "adapter.lora_alpha", "above 0"),
+        (json!({"dropout": 1.0}), "adapter.lora_dropout", "below 1"),
+        (json!({"target_modules": ["q_proj", "query"]}), "adapter.target_modules", "query matches no module"),
+        (json!({"target_modules": []}), "adapter.target_modules", "the empty list"),
+        (json!({"target_modules": "proj"}), "adapter.target_modules", "proj matches no module"),
+        (json!({"target_modules": ["lm_head"]}), "adapter.target_modules", "lm_head cannot be adapted yet"),
+        (json!({"target_modules": ["embed_tokens"]}), "adapter.target_modules", "embed_tokens cannot"),
+        (json!({"target_modules": ["q_proj"], "exclude_modules": ["q_proj"]}), "adapter.target_modules", "leave"),
+        (json!({"layers_to_transform": [12]}), "adapter.layers_to_transform", "below the 12 layers"),
+        (json!({"layers_to_transform": 1, "target_modules": ".*q_proj"}), "adapter.layers_to_transform", "beside"),
+    ];
+    for (adapter, param, text) in cases {
+        let (named, message) = refusal(adapter.clone());
+        assert_eq!(named, param, "{adapter}: {message}");
+        assert!(message.contains(text), "{adapter}: {message}");
+    }
+}
+
+#[test]
+fn targets_follow_peft() {
+    let paths = |value: Value| -> Vec<String> {
+        let targets = lora(value).targets(&base()).unwrap();
+        targets.iter().map(|target| target.site.path(target.layer)).collect()
+    };
+    assert_eq!(paths(json!({})).len(), 12 * 7);
+    assert_eq!(paths(json!({"target_modules": ["q_proj", "v_proj"]})).len(), 24);
+    // A dot boundary: `proj` ends no module's last name, `1.mlp.up_proj` ends those of layers 1 and not 11.
+    assert!(paths(json!({"target_modules": ["proj"]})).is_empty());
+    assert_eq!(paths(json!({"target_modules": ["1.mlp.up_proj"]})), ["model.layers.1.mlp.up_proj"]);
+    // A string must match the whole path.
+    assert!(paths(json!({"target_modules": "self_attn.q_proj"})).is_empty());
+    assert_eq!(paths(json!({"target_modules": r".*\.(3|4)\.self_attn\.q_proj"})).len(), 2);
+    assert_eq!(paths(json!({"target_modules": "q_proj|.*k_proj"})).len(), 12);
+    assert_eq!(paths(json!({"exclude_modules": ["down_proj"]})).len(), 12 * 6);
+    assert_eq!(paths(json!({"exclude_modules": ".*mlp.*", "layers_to_transform": [0, 11]})).len(), 2 * 4);
+}
+
+#[test]
+fn ranks_and_scales_are_resolved_by_pattern() {
+    let spec = lora(json!({
+        "r": 4, "alpha": 6, "target_modules": ["q_proj", "k_proj"],
+        "rank_pattern": {"layers.0.self_attn.q_proj": 3, "q_proj": 5},
+        "alpha_pattern": {"1.self_attn.(q|k)_proj": 10},
+    }));
+    spec.check(&base()).unwrap();
+    let targets = spec.targets(&base()).unwrap();
+    let find = |layer, site| *targets.iter().find(|t| (t.layer, t.site) == (layer, site)).unwrap();
+    assert_eq!((find(0, Site::Q).r, find(0, Site::Q).scale), (3, 6.0 / 3.0));
+    assert_eq!((find(2, Site::Q).r, find(2, Site::Q).scale), (5, 6.0 / 5.0));
+    assert_eq!((find(1, Site::Q).r, find(1, Site::Q).scale), (5, 10.0 / 5.0));
+    assert_eq!((find(1, Site::K).r, find(1, Site::K).scale), (4, 10.0 / 4.0));
+    // `1.self…` needs a dot or the start before it.
+    assert_eq!(find(11, Site::K).alpha, 6.0);
+    let rs = LoraSpec { use_rslora: true, ..spec.clone() };
+    assert_eq!(rs.targets(&base()).unwrap()[0].scale, 6.0 / 3f64.sqrt());
+
+    let qv = lora(json!({"target_modules": ["q_proj", "v_proj"]}));
+    assert_eq!(qv.trainable(&base()), 12 * 8 * (576 + 576 + 576 + 192));
+}
+
+#[test]
+fn objectives_by_name() {
+    assert_eq!(ObjectiveSpec::from_json(&json!({"type": "supervised"})), Ok(ObjectiveSpec::Supervised));
+    let refusal = |value: Value| ObjectiveSpec::from_json(&value).unwrap_err();
+    assert!(refusal(json!({"type": "dpo"})).message.contains("not available yet"));
+    assert!(refusal(json!({"type": "sft"})).message.contains("unknown objective sft"));
+    assert_eq!(refusal(json!({"type": "supervised", "dpo": {}})).param, "method.dpo");
+    let hyper = |value: Value| Hyperparameters::from_method(&value);
+    let method =
+        json!({"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": "auto", "batch_size": 4}}});
+    assert_eq!(hyper(method).unwrap(), Hyperparameters { batch_size: Some(4), ..Default::default() });
+    let wrong = json!({"type": "supervised", "supervised": {"hyperparameters": {"epochs": 1}}});
+    assert_eq!(hyper(wrong).unwrap_err().param, "method.supervised.hyperparameters.epochs");
+    let wrong = json!({"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": "many"}}});
+    assert_eq!(hyper(wrong).unwrap_err().param, "method.supervised.hyperparameters.n_epochs");
+    assert_eq!(hyper(json!({"supervised": {"beta": 1}})).unwrap_err().param, "method.supervised.beta");
+}
+
+#[test]
+fn training_is_resolved() {
+    let hyper = Hyperparameters { learning_rate_multiplier: Some(0.5), ..Default::default() };
+    let resolve = |value: Value, hyper: &Hyperparameters, rows: u64| {
+        let request = TrainingRequest::from_json(&value, hyper)?;
+        Training::resolve(&request, &MethodSpec::default(), &base(), rows)
+    };
+    let training = resolve(Value::Null, &hyper, 100).unwrap();
+    assert_eq!((training.n_epochs, training.batch_size, training.max_seq_len), (3, 6, 1024));
+    assert_eq!((training.learning_rate, training.lr_scheduler), (1e-4, Schedule::Linear));
+    assert_eq!(resolve(json!({"learning_rate": 3e-3}), &hyper, 0).unwrap().learning_rate, 3e-3);
+    assert_eq!(resolve(Value::Null, &hyper, 3).unwrap().batch_size, 1);
+    assert_eq!(resolve(Value::Null, &hyper, 5000).unwrap().batch_size, 8);
+    // What a job echoes can be asked for again.
+    let echoed = serde_json::to_value(&training).unwrap();
+    assert_eq!(resolve(echoed, &Hyperparameters::default(), 100).unwrap(), training);
+
+    let cases = [
+        (json!({"max_seq_len": 4096}), "training.max_seq_len"),
+        (json!({"max_seq_length": 40}), "training.max_seq_length"),
+        (json!({"warmup_ratio": 1.5}), "training.warmup_ratio"),
+        (json!({"learning_rate": 0}), "training.learning_rate"),
+        (json!({"learning_rate": -1}), "training.learning_rate"),
+        (json!({"lr_scheduler": "cosin"}), "training.lr_scheduler"),
+        (json!({"early_stopping": {"patience": 0}}), "training.early_stopping.patience"),
+        (json!({"early_stopping": {"patience": 1, "delta": 2}}), "training.early_stopping.delta"),
+        (json!({"grad_accumulation": 0}), "training.grad_accumulation"),
+        (json!({"max_steps": 1.5}), "training.max_steps"),
+        (json!({"n_epochs": 1001}), "method.supervised.hyperparameters.n_epochs"),
+    ];
+    for (value, param) in cases {
+        assert_eq!(resolve(value.clone(), &hyper, 9).unwrap_err().param, param, "{value}");
+    }
+    let twice = Hyperparameters { n_epochs: Some(2), ..Default::default() };
+    assert_eq!(resolve(json!({"n_epochs": 3}), &twice, 9).unwrap_err().param, "training.n_epochs");
+}

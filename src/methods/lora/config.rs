@@ -1,0 +1,165 @@
+//! LoRA's `adapter_config.json`, in PEFT's words.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    domain::{
+        BaseInfo, LoraSpec,
+        spec::{ALL_LINEAR, LoraInit, LoraInitName, Targets},
+    },
+    methods::MethodError,
+};
+
+/// Keys that change the arithmetic or the base when they say anything: refused by name.
+const REFUSED: [&str; 18] = [
+    "use_dora",
+    "lora_bias",
+    "modules_to_save",
+    "trainable_token_indices",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "corda_config",
+    "fan_in_fan_out",
+    "target_parameters",
+    "use_qalora",
+    "use_bdlora",
+    "kasa_config",
+    "velora_config",
+    "monteclora_config",
+    "lora_ga_config",
+    "loftq_config",
+    "megatron_config",
+];
+
+/// Starting points that leave the base as it is, so that A and B are all there is.
+const NEUTRAL_INITS: [&str; 2] = ["eva", "orthogonal"];
+
+/// The fields in PEFT's order (sorted), without ids and times.
+pub fn write(spec: &LoraSpec, base: &BaseInfo) -> BTreeMap<&'static str, Value> {
+    BTreeMap::from([
+        ("alpha_pattern", spec.alpha_pattern.iter().map(|(key, alpha)| (key.clone(), number(*alpha))).collect()),
+        ("base_model_name_or_path", json!(base.id)),
+        ("bias", json!("none")),
+        ("ensure_weight_tying", json!(false)),
+        ("exclude_modules", spec.exclude_modules.as_ref().map_or(Value::Null, modules)),
+        ("fan_in_fan_out", json!(false)),
+        ("inference_mode", json!(true)),
+        ("init_lora_weights", json!(spec.init_lora_weights)),
+        ("layer_replication", Value::Null),
+        ("layers_pattern", Value::Null),
+        ("layers_to_transform", json!(spec.layers_to_transform)),
+        ("loftq_config", json!({})),
+        ("lora_alpha", number(spec.lora_alpha)),
+        ("lora_bias", json!(false)),
+        ("lora_dropout", json!(spec.lora_dropout)),
+        ("modules_to_save", Value::Null),
+        ("peft_type", json!("LORA")),
+        ("r", json!(spec.r)),
+        ("rank_pattern", json!(spec.rank_pattern)),
+        ("revision", Value::Null),
+        ("target_modules", modules(&spec.target_modules)),
+        ("task_type", json!("CAUSAL_LM")),
+        ("trainable_token_indices", Value::Null),
+        ("use_dora", json!(false)),
+        ("use_rslora", json!(spec.use_rslora)),
+    ])
+}
+
+/// The spec that the config stands for.
+pub fn read(config: &Map<String, Value>) -> Result<LoraSpec, MethodError> {
+    if let Some(key) = REFUSED.iter().find(|key| config.get(**key).is_some_and(says_something)) {
+        return Err(MethodError::Unsupported(format!("adapter_config.json: {key} is not supported")));
+    }
+    let bias: Option<String> = field(config, "bias")?;
+    if let Some(bias) = bias.filter(|bias| bias != "none") {
+        return Err(MethodError::Unsupported(format!("adapter_config.json: bias {bias:?} is not supported")));
+    }
+    let task: Option<String> = field(config, "task_type")?;
+    if let Some(task) = task.filter(|task| task != "CAUSAL_LM") {
+        return Err(MethodError::Unsupported(format!("adapter_config.json: task_type {task:?} is not supported")));
+    }
+    if !matches!(config.get("layers_pattern"), None | Some(Value::Null)) && !layers_pattern_is_ours(config) {
+        return Err(MethodError::Unsupported("adapter_config.json: layers_pattern is not supported".into()));
+    }
+    // PEFT's own defaults, where the file leaves a key out.
+    Ok(LoraSpec {
+        r: field(config, "r")?.unwrap_or(8),
+        lora_alpha: field(config, "lora_alpha")?.unwrap_or(8.0),
+        lora_dropout: field(config, "lora_dropout")?.unwrap_or(0.0),
+        target_modules: field(config, "target_modules")?
+            .unwrap_or_else(|| Targets::Names(vec!["q_proj".into(), "v_proj".into()])),
+        exclude_modules: field(config, "exclude_modules")?,
+        use_rslora: field(config, "use_rslora")?.unwrap_or(false),
+        init_lora_weights: init(config)?,
+        rank_pattern: field(config, "rank_pattern")?.unwrap_or_default(),
+        alpha_pattern: field(config, "alpha_pattern")?.unwrap_or_default(),
+        layers_to_transform: layers(config)?,
+    })
+}
+
+fn says_something(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Object(fields) => !fields.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        _ => true,
+    }
+}
+
+fn layers_pattern_is_ours(config: &Map<String, Value>) -> bool {
+    match config.get("layers_pattern") {
+        Some(Value::String(text)) => text == "layers",
+        Some(Value::Array(items)) => items.iter().all(|item| item == "layers"),
+        _ => false,
+    }
+}
+
+fn init(config: &Map<String, Value>) -> Result<LoraInit, MethodError> {
+    match config.get("init_lora_weights") {
+        None | Some(Value::Null) => Ok(LoraInit::Flag(true)),
+        Some(Value::Bool(flag)) => Ok(LoraInit::Flag(*flag)),
+        Some(Value::String(name)) if name == "gaussian" => Ok(LoraInit::Named(LoraInitName::Gaussian)),
+        Some(Value::String(name)) if NEUTRAL_INITS.contains(&name.as_str()) => Ok(LoraInit::Flag(true)),
+        Some(other) => Err(MethodError::Unsupported(format!(
+            "adapter_config.json: init_lora_weights {other} changes the base; convert the adapter to plain LoRA first"
+        ))),
+    }
+}
+
+fn layers(config: &Map<String, Value>) -> Result<Option<Vec<usize>>, MethodError> {
+    match config.get("layers_to_transform") {
+        Some(Value::Number(_)) => Ok(field(config, "layers_to_transform")?.map(|layer| vec![layer])),
+        _ => field(config, "layers_to_transform"),
+    }
+}
+
+fn field<T: DeserializeOwned>(config: &Map<String, Value>, key: &str) -> Result<Option<T>, MethodError> {
+    let Some(value) = config.get(key) else { return Ok(None) };
+    Option::<T>::deserialize(value)
+        .map_err(|error| MethodError::Mismatch(format!("adapter_config.json: {key}: {error}")))
+}
+
+/// PEFT resolves `all-linear` before it saves; lists are sorted, because PEFT's order is that of a set.
+fn modules(targets: &Targets) -> Value {
+    let mut names: Vec<String> = match targets {
+        Targets::Pattern(text) if text != ALL_LINEAR => return json!(text),
+        Targets::Pattern(_) => crate::domain::Site::LAYER.iter().map(|site| short(site.module())).collect(),
+        Targets::Names(names) => names.clone(),
+    };
+    names.sort();
+    names.dedup();
+    json!(names)
+}
+
+fn short(module: &str) -> String {
+    module.rsplit('.').next().unwrap_or(module).to_owned()
+}
+
+/// Whole numbers without a fraction, as PEFT writes them.
+fn number(value: f64) -> Value {
+    if value.fract() == 0.0 && value.abs() < 9e15 { json!(value as i64) } else { json!(value) }
+}

@@ -1,0 +1,168 @@
+//! The products with AVX2 and FMA.
+//!
+//! `nt` keeps one accumulator of 8 lanes for each output element, in tiles of 4 × 3 (12 of the 16 registers), so the
+//! order of a sum does not depend on the tile. `nn` keeps tiles of 6 rows × 16 columns, each lane summing in the order
+//! of `k`.
+
+#![cfg(target_arch = "x86_64")]
+
+use std::arch::x86_64::*;
+
+use super::{Mat, OutMat};
+
+/// # Safety
+/// The machine has AVX2 and FMA; `a`, `b` and `out` have matching shapes.
+#[target_feature(enable = "avx2,fma")]
+pub unsafe fn nt(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
+    let mut i = 0;
+    // SAFETY: every tile lies inside the matrices: `i + M <= a.rows` and `j + N <= b.rows`.
+    unsafe {
+        while i + 4 <= a.rows {
+            let mut j = 0;
+            while j + 3 <= b.rows {
+                nt_tile::<4, 3>(a, b, out, i, j, accumulate);
+                j += 3;
+            }
+            while j < b.rows {
+                nt_tile::<4, 1>(a, b, out, i, j, accumulate);
+                j += 1;
+            }
+            i += 4;
+        }
+        while i < a.rows {
+            let mut j = 0;
+            while j + 8 <= b.rows {
+                nt_tile::<1, 8>(a, b, out, i, j, accumulate);
+                j += 8;
+            }
+            while j < b.rows {
+                nt_tile::<1, 1>(a, b, out, i, j, accumulate);
+                j += 1;
+            }
+            i += 1;
+        }
+    }
+}
+
+/// # Safety
+/// As [`nt`]; rows `i..i+M` and `j..j+N` exist.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn nt_tile<const M: usize, const N: usize>(a: Mat, b: Mat, out: &mut OutMat, i: usize, j: usize, add: bool) {
+    let k = a.cols;
+    // SAFETY: `p + 8 <= k` and `p < k` keep every load inside a row, and rows are inside their slices.
+    unsafe {
+        let x: [*const f32; M] = std::array::from_fn(|m| a.data.as_ptr().add((i + m) * a.stride));
+        let y: [*const f32; N] = std::array::from_fn(|n| b.data.as_ptr().add((j + n) * b.stride));
+        let mut sums = [[_mm256_setzero_ps(); N]; M];
+        let mut p = 0;
+        while p + 8 <= k {
+            let ys: [__m256; N] = std::array::from_fn(|n| _mm256_loadu_ps(y[n].add(p)));
+            for m in 0..M {
+                let xs = _mm256_loadu_ps(x[m].add(p));
+                for n in 0..N {
+                    sums[m][n] = _mm256_fmadd_ps(xs, ys[n], sums[m][n]);
+                }
+            }
+            p += 8;
+        }
+        for m in 0..M {
+            for n in 0..N {
+                let mut sum = horizontal_sum(sums[m][n]);
+                for q in p..k {
+                    sum = (*x[m].add(q)).mul_add(*y[n].add(q), sum);
+                }
+                let place = out.data.add((i + m) * out.stride + j + n);
+                *place = if add { *place + sum } else { sum };
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn horizontal_sum(v: __m256) -> f32 {
+    let half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    _mm_cvtss_f32(_mm_add_ss(pair, _mm_shuffle_ps::<1>(pair, pair)))
+}
+
+/// # Safety
+/// The machine has AVX2 and FMA; `a`, `b` and `out` have matching shapes.
+#[target_feature(enable = "avx2,fma")]
+pub unsafe fn nn(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
+    let mut j = 0;
+    // SAFETY: every strip lies inside the matrices: `j + 8 · W <= b.cols`.
+    unsafe {
+        while j + 16 <= b.cols {
+            nn_strip::<2>(a, b, out, j, accumulate);
+            j += 16;
+        }
+        while j + 8 <= b.cols {
+            nn_strip::<1>(a, b, out, j, accumulate);
+            j += 8;
+        }
+        for i in 0..a.rows {
+            for c in j..b.cols {
+                let mut sum = 0f32;
+                for p in 0..a.cols {
+                    sum = a.data.get_unchecked(i * a.stride + p).mul_add(*b.data.get_unchecked(p * b.stride + c), sum);
+                }
+                let place = out.data.add(i * out.stride + c);
+                *place = if accumulate { *place + sum } else { sum };
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`nn`]; columns `j..j + 8 · W` exist.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn nn_strip<const W: usize>(a: Mat, b: Mat, out: &mut OutMat, j: usize, add: bool) {
+    let mut i = 0;
+    // SAFETY: `i + M <= a.rows`.
+    unsafe {
+        while i + 6 <= a.rows {
+            nn_tile::<6, W>(a, b, out, i, j, add);
+            i += 6;
+        }
+        while i + 2 <= a.rows {
+            nn_tile::<2, W>(a, b, out, i, j, add);
+            i += 2;
+        }
+        while i < a.rows {
+            nn_tile::<1, W>(a, b, out, i, j, add);
+            i += 1;
+        }
+    }
+}
+
+/// # Safety
+/// As [`nn`]; rows `i..i+M` and columns `j..j + 8 · W` exist.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn nn_tile<const M: usize, const W: usize>(a: Mat, b: Mat, out: &mut OutMat, i: usize, j: usize, add: bool) {
+    // SAFETY: `p < a.cols = b.rows`; columns and rows by the caller.
+    unsafe {
+        let x: [*const f32; M] = std::array::from_fn(|m| a.data.as_ptr().add((i + m) * a.stride));
+        let y = b.data.as_ptr().add(j);
+        let mut sums = [[_mm256_setzero_ps(); W]; M];
+        for p in 0..a.cols {
+            let ys: [__m256; W] = std::array::from_fn(|w| _mm256_loadu_ps(y.add(p * b.stride + 8 * w)));
+            for m in 0..M {
+                let xs = _mm256_broadcast_ss(&*x[m].add(p));
+                for w in 0..W {
+                    sums[m][w] = _mm256_fmadd_ps(xs, ys[w], sums[m][w]);
+                }
+            }
+        }
+        for m in 0..M {
+            for w in 0..W {
+                let place = out.data.add((i + m) * out.stride + j + 8 * w);
+                let sum = if add { _mm256_add_ps(_mm256_loadu_ps(place), sums[m][w]) } else { sums[m][w] };
+                _mm256_storeu_ps(place, sum);
+            }
+        }
+    }
+}

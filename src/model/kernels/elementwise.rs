@@ -1,0 +1,157 @@
+//! Loops over rows, compiled once for AVX2 and once for any machine.
+
+use super::Isa;
+
+/// Runs a body compiled for the chosen instructions: the compiler vectorises the same plain Rust twice.
+macro_rules! by_isa {
+    ($(#[$doc:meta])* pub fn $name:ident($($arg:ident: $type:ty),*) $(-> $ret:ty)? $body:block) => {
+        $(#[$doc])*
+        pub fn $name($($arg: $type),*) $(-> $ret)? {
+            #[inline(always)]
+            fn plain($($arg: $type),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn avx2($($arg: $type),*) $(-> $ret)? { plain($($arg),*) }
+            match Isa::chosen() {
+                Isa::Portable => plain($($arg),*),
+                // SAFETY: `Isa::available` found the instructions.
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => unsafe { avx2($($arg),*) },
+                #[cfg(not(target_arch = "x86_64"))]
+                Isa::Avx2 => plain($($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use by_isa;
+
+/// eˣ to 2 units in the last place, without branches, so that loops of it vectorise (Cephes' polynomial).
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    let x = x.clamp(-87.336_54, 88.376_26);
+    let n = (x * std::f32::consts::LOG2_E + 0.5).floor();
+    let r = x - n * LN2_HIGH - n * LN2_LOW;
+    let mut p = 1.987_569_1e-4;
+    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_3e-1] {
+        p = p * r + c;
+    }
+    let y = p * r * r + r + 1.0;
+    // n is in -126..=127 after the clamp, so the exponent is a normal number's.
+    y * f32::from_bits((((n as i32) + 127) as u32) << 23)
+}
+
+by_isa! {
+    /// Turns scores into probabilities in place; returns `ln Σ eˣ`.
+    pub fn softmax(row: &mut [f32]) -> f32 {
+        let max = max_of(row);
+        for x in row.iter_mut() {
+            *x = exp(*x - max);
+        }
+        let sum = sum_of(row);
+        let scale = 1.0 / sum;
+        for x in row.iter_mut() {
+            *x *= scale;
+        }
+        max + sum.ln()
+    }
+}
+
+/// The largest value, in eight lanes.
+#[inline(always)]
+fn max_of(row: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 8];
+    let chunks = row.chunks_exact(8);
+    let tail = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane = if *x > *lane { *x } else { *lane };
+        }
+    }
+    lanes.into_iter().fold(tail, f32::max)
+}
+
+/// The sum, in eight lanes and then the rest: zeros at the end do not change it.
+#[inline(always)]
+pub fn sum_of(row: &[f32]) -> f32 {
+    let mut lanes = [0f32; 8];
+    for (i, x) in row.iter().enumerate() {
+        lanes[i % 8] += x;
+    }
+    let [a, b, c, d, e, f, g, h] = lanes;
+    ((a + e) + (c + g)) + ((b + f) + (d + h))
+}
+
+/// `Σ x·y`, in eight lanes.
+#[inline(always)]
+pub fn dot(x: &[f32], y: &[f32]) -> f32 {
+    let mut lanes = [0f32; 8];
+    let (xs, ys) = (x.chunks_exact(8), y.chunks_exact(8));
+    let tail: f32 = xs.remainder().iter().zip(ys.remainder()).map(|(a, b)| a * b).sum();
+    for (x, y) in xs.zip(ys) {
+        for i in 0..8 {
+            lanes[i] += x[i] * y[i];
+        }
+    }
+    let [a, b, c, d, e, f, g, h] = lanes;
+    ((a + e) + (c + g)) + ((b + f) + (d + h)) + tail
+}
+
+by_isa! {
+    /// One row of RMSNorm: `y = x · w / √(mean x² + ε)`.
+    pub fn rms_norm(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
+        let scale = 1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt();
+        for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+            *y = x * scale * w;
+        }
+    }
+}
+
+by_isa! {
+    /// One row of RMSNorm's gradient: with `s = 1/√(mean x² + ε)`, `dx = s·(g⊙w) − x · s³ · mean(g⊙w⊙x)`.
+    pub fn rms_norm_backward(x: &[f32], w: &[f32], eps: f32, g: &[f32], dx: &mut [f32]) {
+        let n = x.len() as f32;
+        let scale = 1.0 / (dot(x, x) / n + eps).sqrt();
+        for ((dx, g), w) in dx.iter_mut().zip(g).zip(w) {
+            *dx = g * w;
+        }
+        let mean = dot(dx, x) / n * scale * scale * scale;
+        for (dx, x) in dx.iter_mut().zip(x) {
+            *dx = *dx * scale - x * mean;
+        }
+    }
+}
+
+by_isa! {
+    /// `z = silu(gate) ⊙ up`
+    pub fn swiglu(gate: &[f32], up: &[f32], z: &mut [f32]) {
+        for ((z, g), u) in z.iter_mut().zip(gate).zip(up) {
+            *z = g / (1.0 + exp(-*g)) * u;
+        }
+    }
+}
+
+by_isa! {
+    /// Gradients of `swiglu` for both arguments.
+    pub fn swiglu_backward(gate: &[f32], up: &[f32], dz: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+        let arguments = gate.iter().zip(up).zip(dz);
+        for (((g, u), dz), (dg, du)) in arguments.zip(dgate.iter_mut().zip(dup)) {
+            let s = 1.0 / (1.0 + exp(-*g));
+            *du = dz * g * s;
+            *dg = dz * u * s * (1.0 + g * (1.0 - s));
+        }
+    }
+}
+
+by_isa! {
+    /// Rotates the halves of one head: `(a, b) → (a·cos − b·sin, b·cos + a·sin)`; `sign` −1 turns back.
+    pub fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+        let (low, high) = head.split_at_mut(cos.len());
+        for (((a, b), c), s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+            let (x, y, s) = (*a, *b, s * sign);
+            *a = x * c - y * s;
+            *b = y * c + x * s;
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! CPU kernels on f32 slices, without candle's types.
+//!
+//! Two products carry everything: [`nt`] (rows by rows, both along their last dimension) and [`nn`] (a row by a
+//! matrix). Each output element is summed in an order that depends on the reduction's length alone, never on how many
+//! rows a call has: a row's result is the same bits in any batch.
+
+mod avx2;
+mod portable;
+
+pub mod elementwise;
+
+use std::sync::OnceLock;
+
+/// A set of instructions that the kernels are written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    Portable,
+    /// AVX2, FMA and F16C.
+    Avx2,
+}
+
+static CHOSEN: OnceLock<Isa> = OnceLock::new();
+
+impl Isa {
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
+        }
+    }
+
+    fn is_here(self) -> bool {
+        match self {
+            Isa::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 => false,
+        }
+    }
+
+    /// What this machine has, best last.
+    pub fn available() -> Vec<Isa> {
+        [Isa::Portable, Isa::Avx2].into_iter().filter(|isa| isa.is_here()).collect()
+    }
+
+    /// Uses the named kernels from now on; answers what can be named if this machine lacks them, or if kernels
+    /// have run already. Call it at start.
+    pub fn force(name: &str) -> Result<(), String> {
+        let here = Self::available();
+        let names = || here.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", ");
+        let isa = here.iter().find(|isa| isa.name() == name);
+        let isa = isa.ok_or_else(|| format!("no CPU kernels named {name:?} on this machine: it has {}", names()))?;
+        if *CHOSEN.get_or_init(|| *isa) == *isa { Ok(()) } else { Err("the CPU kernels were chosen before".to_owned()) }
+    }
+
+    /// The kernels in use.
+    pub fn chosen() -> Isa {
+        *CHOSEN.get_or_init(|| Self::available().pop().unwrap_or(Isa::Portable))
+    }
+}
+
+/// A row-major matrix inside a slice; rows are `stride` apart.
+#[derive(Clone, Copy)]
+pub struct Mat<'a> {
+    pub data: &'a [f32],
+    pub rows: usize,
+    pub cols: usize,
+    pub stride: usize,
+}
+
+impl<'a> Mat<'a> {
+    /// Rows one behind another.
+    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        Self::strided(data, rows, cols, cols)
+    }
+
+    /// # Panics
+    /// If the last row ends behind the slice: the kernels rely on it.
+    pub fn strided(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
+        assert!(cols <= stride && (rows == 0 || (rows - 1) * stride + cols <= data.len()), "matrix outside its slice");
+        Self { data, rows, cols, stride }
+    }
+}
+
+/// Where a product goes. Several may write disjoint columns of one buffer from different threads.
+#[derive(Clone, Copy)]
+pub struct Out {
+    start: *mut f32,
+    len: usize,
+    stride: usize,
+}
+
+// SAFETY: an `Out` only says where to write; `part` is unsafe and asks for disjoint parts.
+unsafe impl Send for Out {}
+// SAFETY: as above.
+unsafe impl Sync for Out {}
+
+impl Out {
+    pub fn new(data: &mut [f32], stride: usize) -> Self {
+        Self { start: data.as_mut_ptr(), len: data.len(), stride }
+    }
+
+    /// The matrix `rows × cols` that starts at an offset of the buffer.
+    ///
+    /// # Safety
+    /// The buffer outlives the part, and no other part or reference in use at the same time covers an element of it.
+    pub unsafe fn part(self, offset: usize, rows: usize, cols: usize) -> OutMat {
+        assert!(rows == 0 || offset + (rows - 1) * self.stride + cols <= self.len, "part outside its buffer");
+        // SAFETY: the offset is inside the buffer, by the assertion.
+        OutMat { data: unsafe { self.start.add(offset) }, rows, cols, stride: self.stride }
+    }
+}
+
+/// A part of an output that one call may write.
+pub struct OutMat {
+    data: *mut f32,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+}
+
+impl OutMat {
+    pub fn of(data: &mut [f32], rows: usize, cols: usize) -> Self {
+        assert!(rows * cols <= data.len(), "output too small");
+        Self { data: data.as_mut_ptr(), rows, cols, stride: cols }
+    }
+}
+
+/// `out = a · bᵀ`, or `out += a · bᵀ`: `a` is `(m, k)`, `b` is `(n, k)`, `out` is `(m, n)`.
+pub fn nt(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
+    nt_with(Isa::chosen(), a, b, out, accumulate);
+}
+
+/// `out = a · b`, or `out += a · b`: `a` is `(m, k)`, `b` is `(k, n)`, `out` is `(m, n)`.
+pub fn nn(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
+    nn_with(Isa::chosen(), a, b, out, accumulate);
+}
+
+fn nt_with(isa: Isa, a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
+    assert!(a.cols == b.cols && a.rows == out.rows && b.rows == out.cols, "shapes differ");
+    match isa {
+        Isa::Portable => portable::nt(a, b, out, accumulate),
+        // SAFETY: `available` found the instructions; the shapes are checked here and in `Mat` and `Out`.
+        Isa::Avx2 => unsafe { avx2::nt(a, b, out, accumulate) },
+    }
+}
+
+fn nn_with(isa: Isa, a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
+    assert!(a.cols == b.rows && a.rows == out.rows && b.cols == out.cols, "shapes differ");
+    match isa {
+        Isa::Portable => portable::nn(a, b, out, accumulate),
+        // SAFETY: as in `nt_with`.
+        Isa::Avx2 => unsafe { avx2::nn(a, b, out, accumulate) },
+    }
+}
+
+/// `(rows, cols)` to `(cols, rows)`.
+pub fn transpose(x: Mat) -> Vec<f32> {
+    let mut out = vec![0.0; x.rows * x.cols];
+    for (r, row) in x.data.chunks(x.stride.max(1)).take(x.rows).enumerate() {
+        for (c, value) in row[..x.cols].iter().enumerate() {
+            out[c * x.rows + r] = *value;
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,288 @@
+//! A base from a GGUF file or a Hugging Face directory.
+
+use std::{fs, path::Path, sync::Arc};
+
+use bytes::Bytes;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::{
+    Linear, ModelError,
+    config::ModelConfig,
+    decoder::{Base, Layer, Parts},
+    mlp::Mlp,
+    ops::RopeTable,
+    weight::Weight,
+};
+use crate::{
+    domain::{BaseInfo, Site},
+    formats::{FormatError, Storage, TensorView, gguf::Gguf, safetensors::Safetensors},
+};
+
+/// Where tensors come from, by their Hugging Face names.
+trait Tensors {
+    fn view(&self, name: &str) -> Option<(TensorView<'_>, Bytes)>;
+    /// Whether q and k rows of a head are stored pair by pair (llama.cpp's order for `llama`).
+    fn is_interleaved(&self) -> bool;
+}
+
+struct GgufTensors(Gguf);
+
+impl Tensors for GgufTensors {
+    fn view(&self, name: &str) -> Option<(TensorView<'_>, Bytes)> {
+        let name = gguf_name(name)?;
+        Some((self.0.tensor(&name)?, self.0.tensor_bytes(&name)?))
+    }
+
+    fn is_interleaved(&self) -> bool {
+        self.0.str("general.architecture") == Some("llama")
+    }
+}
+
+/// `model.layers.3.mlp.up_proj.weight` is `blk.3.ffn_up.weight`.
+fn gguf_name(name: &str) -> Option<String> {
+    let (module, kind) = name.rsplit_once('.')?;
+    let short = match module {
+        "model.embed_tokens" => "token_embd".to_owned(),
+        "model.norm" => "output_norm".to_owned(),
+        "lm_head" => "output".to_owned(),
+        _ => {
+            let (layer, module) = module.strip_prefix("model.layers.")?.split_once('.')?;
+            let short = match module {
+                "self_attn.q_proj" => "attn_q",
+                "self_attn.k_proj" => "attn_k",
+                "self_attn.v_proj" => "attn_v",
+                "self_attn.o_proj" => "attn_output",
+                "self_attn.q_norm" => "attn_q_norm",
+                "self_attn.k_norm" => "attn_k_norm",
+                "mlp.gate_proj" => "ffn_gate",
+                "mlp.up_proj" => "ffn_up",
+                "mlp.down_proj" => "ffn_down",
+                "input_layernorm" => "attn_norm",
+                "post_attention_layernorm" => "ffn_norm",
+                _ => return None,
+            };
+            format!("blk.{layer}.{short}")
+        }
+    };
+    Some(format!("{short}.{kind}"))
+}
+
+struct SafetensorsDir(Vec<Safetensors>);
+
+impl Tensors for SafetensorsDir {
+    fn view(&self, name: &str) -> Option<(TensorView<'_>, Bytes)> {
+        self.0.iter().find_map(|file| Some((file.tensor(name)?, file.tensor_bytes(name)?)))
+    }
+
+    fn is_interleaved(&self) -> bool {
+        false
+    }
+}
+
+/// A `.gguf` file or a directory in Hugging Face layout.
+pub fn open(id: &str, path: &Path) -> Result<Arc<Base>, ModelError> {
+    if path.is_dir() { open_dir(id, path) } else { open_gguf(id, path) }
+}
+
+fn open_gguf(id: &str, path: &Path) -> Result<Arc<Base>, ModelError> {
+    let gguf = Gguf::open(path)?;
+    let config = ModelConfig::from_gguf(&gguf)?;
+    let has_chat_template = gguf.str("tokenizer.chat_template").is_some();
+    let hash = hash_file(path)?;
+    build(id, config, hash, has_chat_template, &GgufTensors(gguf))
+}
+
+fn open_dir(id: &str, dir: &Path) -> Result<Arc<Base>, ModelError> {
+    let text = read(&dir.join("config.json"))?;
+    let json: Value = serde_json::from_slice(&text)
+        .map_err(|e| ModelError::Unsupported(format!("{}: {e}", dir.join("config.json").display())))?;
+    let config = ModelConfig::from_json(&json)?;
+    let mut shards: Vec<_> = fs::read_dir(dir)
+        .map_err(|source| io(dir, source))?
+        .filter_map(|entry| entry.ok().map(|e| e.path()))
+        .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
+        .collect();
+    shards.sort();
+    if shards.is_empty() {
+        return Err(ModelError::Unsupported(format!("{} has no .safetensors file", dir.display())));
+    }
+    let files = shards.iter().map(|path| Safetensors::open(path)).collect::<Result<Vec<_>, _>>()?;
+    let mut hash = Sha256::new();
+    for path in &shards {
+        hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+        hash.update(hash_file(path)?);
+    }
+    let in_config = fs::read(dir.join("tokenizer_config.json"))
+        .is_ok_and(|t| serde_json::from_slice::<Value>(&t).is_ok_and(|v| !v["chat_template"].is_null()));
+    let has_chat_template = in_config || dir.join("chat_template.jinja").exists();
+    build(id, config, hex::encode(hash.finalize()), has_chat_template, &SafetensorsDir(files))
+}
+
+fn io(path: &Path, source: std::io::Error) -> ModelError {
+    FormatError::Io { path: path.display().to_string(), source }.into()
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ModelError> {
+    fs::read(path).map_err(|source| io(path, source))
+}
+
+fn hash_file(path: &Path) -> Result<String, ModelError> {
+    let mut file = fs::File::open(path).map_err(|source| io(path, source))?;
+    let mut hash = Sha256::new();
+    std::io::copy(&mut file, &mut HashWriter(&mut hash)).map_err(|source| io(path, source))?;
+    Ok(hex::encode(hash.finalize()))
+}
+
+struct HashWriter<'a>(&'a mut Sha256);
+
+impl std::io::Write for HashWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Reads tensors of expected shapes.
+struct Loader<'a> {
+    tensors: &'a dyn Tensors,
+}
+
+impl Loader<'_> {
+    fn weight(&self, name: &str, rows: usize, cols: usize) -> Result<Weight, ModelError> {
+        self.optional_weight(name, rows, cols)?
+            .ok_or_else(|| ModelError::Unsupported(format!("tensor {name} is missing")))
+    }
+
+    fn optional_weight(&self, name: &str, rows: usize, cols: usize) -> Result<Option<Weight>, ModelError> {
+        let Some((view, bytes)) = self.tensors.view(name) else { return Ok(None) };
+        if view.shape != [rows, cols] {
+            return Err(ModelError::Unsupported(format!("tensor {name} is {:?}, not [{rows}, {cols}]", view.shape)));
+        }
+        Ok(Some(Weight::new(view.storage, rows, cols, bytes)))
+    }
+
+    fn vector(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>, ModelError> {
+        let Some((view, _)) = self.tensors.view(name) else { return Ok(None) };
+        if view.shape != [len] {
+            return Err(ModelError::Unsupported(format!("tensor {name} is {:?}, not [{len}]", view.shape)));
+        }
+        Ok(Some(view.to_f32()?))
+    }
+
+    fn norm(&self, name: &str, len: usize) -> Result<Arc<Vec<f32>>, ModelError> {
+        let found = self.vector(name, len)?.ok_or_else(|| ModelError::Unsupported(format!("tensor {name} is missing")));
+        found.map(Arc::new)
+    }
+
+    /// `pairs` is the number of heads whose rows stand pair by pair, none for other linears.
+    fn linear(&self, path: &str, (rows, cols): (usize, usize), pairs: Option<usize>) -> Result<Linear, ModelError> {
+        let mut weight = self.weight(&format!("{path}.weight"), rows, cols)?;
+        let mut bias = self.vector(&format!("{path}.bias"), rows)?;
+        if let Some(heads) = pairs.filter(|_| self.tensors.is_interleaved()) {
+            let order: Vec<usize> = halves_order(rows, heads).collect();
+            let moved: Vec<u8> = order.iter().flat_map(|row| weight.row_bytes(*row, 1)).copied().collect();
+            weight = Weight::new(weight.storage, rows, cols, moved.into());
+            bias = bias.map(|b| order.iter().map(|row| b[*row]).collect());
+        }
+        weight.bias = bias;
+        Ok(Linear::new(Arc::new(weight)))
+    }
+}
+
+/// The stored row of each row in Hugging Face order: inside a head, stored row `2i + h` is half `h`'s row `i`.
+fn halves_order(rows: usize, heads: usize) -> impl Iterator<Item = usize> {
+    let head = rows / heads;
+    (0..rows).map(move |row| {
+        let (start, at) = (row / head * head, row % head);
+        let (half, i) = (at / (head / 2), at % (head / 2));
+        start + 2 * i + half
+    })
+}
+
+fn build(
+    id: &str,
+    config: ModelConfig,
+    hash: String,
+    has_chat_template: bool,
+    tensors: &dyn Tensors,
+) -> Result<Arc<Base>, ModelError> {
+    let loader = Loader { tensors };
+    let Some((embed, bytes)) = tensors.view("model.embed_tokens.weight") else {
+        return Err(ModelError::Unsupported("tensor model.embed_tokens.weight is missing".to_owned()));
+    };
+    let &[vocab, width] = embed.shape else {
+        return Err(ModelError::Unsupported(format!("the embedding is {:?}, not a matrix", embed.shape)));
+    };
+    if width != config.hidden {
+        return Err(ModelError::Unsupported(format!("the embedding is {width} wide, not {}", config.hidden)));
+    }
+    let embed = Arc::new(Weight::new(embed.storage, vocab, width, bytes));
+    let head = loader.optional_weight("lm_head.weight", vocab, width)?;
+    let mut info = BaseInfo {
+        id: id.to_owned(),
+        hash,
+        architecture: config.architecture.clone(),
+        storage: String::new(),
+        hidden: config.hidden,
+        intermediate: config.intermediate,
+        layers: config.layers,
+        heads: config.heads,
+        kv_heads: config.kv_heads,
+        head_dim: config.head_dim,
+        vocab,
+        context: config.context,
+        tied: head.is_none(),
+        parameters: 0,
+        has_chat_template,
+    };
+    let layers = (0..config.layers).map(|i| layer(&loader, &info, i)).collect::<Result<Vec<_>, _>>()?;
+    let norm = loader.norm("model.norm.weight", config.hidden)?;
+    info.storage = storage_name(&layers).to_owned();
+    let head = Linear::new(head.map_or_else(|| embed.clone(), Arc::new));
+    let rope = Arc::new(RopeTable::new(&config.rope, config.context));
+    let mut base = Base::assemble(info, config, Parts { embed, layers, norm, head, rope });
+    base.info.parameters = base.count();
+    Ok(Arc::new(base))
+}
+
+fn layer(loader: &Loader, info: &BaseInfo, i: usize) -> Result<Layer, ModelError> {
+    let linear = |site: Site| {
+        let pairs = match site {
+            Site::Q => Some(info.heads),
+            Site::K => Some(info.kv_heads),
+            _ => None,
+        };
+        loader.linear(&site.path(i), info.shape(site), pairs)
+    };
+    let name = |module: &str| format!("model.layers.{i}.{module}.weight");
+    let head_norm = |module: &str| Ok::<_, ModelError>(loader.vector(&name(module), info.head_dim)?.map(Arc::new));
+    Ok(Layer {
+        attention_norm: loader.norm(&name("input_layernorm"), info.hidden)?,
+        q: linear(Site::Q)?,
+        k: linear(Site::K)?,
+        v: linear(Site::V)?,
+        o: linear(Site::O)?,
+        q_norm: head_norm("self_attn.q_norm")?,
+        k_norm: head_norm("self_attn.k_norm")?,
+        mlp_norm: loader.norm(&name("post_attention_layernorm"), info.hidden)?,
+        mlp: Mlp { gate: linear(Site::Gate)?, up: linear(Site::Up)?, down: linear(Site::Down)? },
+    })
+}
+
+/// The storage that holds most of the layers' weights.
+fn storage_name(layers: &[Layer]) -> &'static str {
+    let mut counts: Vec<(Storage, usize)> = Vec::new();
+    for weight in layers.iter().flat_map(|l| Site::LAYER.map(|site| l.linear(site).weight().clone())) {
+        let n = weight.rows * weight.cols;
+        match counts.iter_mut().find(|(storage, _)| *storage == weight.storage) {
+            Some((_, count)) => *count += n,
+            None => counts.push((weight.storage, n)),
+        }
+    }
+    counts.into_iter().max_by_key(|(_, n)| *n).map_or("none", |(storage, _)| storage.name())
+}

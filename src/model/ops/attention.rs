@@ -1,0 +1,210 @@
+//! Causal attention with grouped keys, a sliding window, always-visible prefixes, and sequences side by side.
+
+use std::{ops::Range, sync::Arc};
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::{output, slice, tensor, with};
+use crate::model::{
+    cache::LayerCache,
+    kernels::{self, Mat, Out, OutMat, elementwise},
+};
+
+/// Queries that one task takes at once.
+const BLOCK: usize = 32;
+
+/// One sequence: its rows among the queries, and its rows among the keys and values. Of the keys, the first `prefix`
+/// are visible to every query; the others are text, and the last query row belongs to the last key row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    pub queries: Range<usize>,
+    pub keys: Range<usize>,
+    pub prefix: usize,
+}
+
+/// The shape of an attention layer.
+#[derive(Clone, Debug)]
+pub struct Attention {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// How many text positions back a query sees, itself included; none sees all.
+    pub window: Option<usize>,
+}
+
+impl Attention {
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+
+    /// Probabilities of the queries `rows` of a span for the first `bound` keys: `(rows, bound)`.
+    fn probabilities(&self, q: Mat, k: Mat, span: &Span, rows: Range<usize>) -> Vec<f32> {
+        let past = span.keys.len() - span.prefix - span.queries.len();
+        let bound = span.prefix + past + rows.end;
+        let mut scores = vec![0.0; rows.len() * bound];
+        let k = Mat::strided(k.data, bound, self.head_dim, k.stride);
+        kernels::nt(q, k, &mut OutMat::of(&mut scores, rows.len(), bound), false);
+        for (i, row) in scores.chunks_mut(bound).enumerate() {
+            let position = past + rows.start + i;
+            let visible = span.prefix + position + 1;
+            let first = span.prefix + self.window.map_or(0, |w| (position + 1).saturating_sub(w));
+            row[..visible].iter_mut().for_each(|x| *x *= self.scale());
+            row[span.prefix..first].fill(f32::NEG_INFINITY);
+            elementwise::softmax(&mut row[..visible]);
+            row[span.prefix..first].fill(0.0);
+            row[visible..].fill(0.0);
+        }
+        scores
+    }
+
+    /// The block of one query head: `out = P V`.
+    fn head(&self, q: Mat, k: Mat, v: Mat, span: &Span, rows: Range<usize>, out: &mut OutMat) {
+        let p = self.probabilities(q, k, span, rows.clone());
+        let bound = p.len() / rows.len();
+        kernels::nn(Mat::new(&p, rows.len(), bound), Mat::strided(v.data, bound, self.head_dim, v.stride), out, false);
+    }
+
+    /// Every (span, head, block of queries).
+    fn tasks(&self, spans: &[Span]) -> Vec<(usize, usize, Range<usize>)> {
+        let blocks = |n: usize| (0..n).step_by(BLOCK).map(move |at| at..(at + BLOCK).min(n));
+        (spans.iter().enumerate())
+            .flat_map(|(s, span)| (0..self.heads).flat_map(move |h| blocks(span.queries.len()).map(move |b| (s, h, b))))
+            .collect()
+    }
+
+    /// `keys_of` gives a span's keys and values, all heads in a row.
+    fn forward<'a>(
+        &self,
+        q: &[f32],
+        spans: &[Span],
+        keys_of: impl Fn(usize) -> (&'a [f32], &'a [f32]) + Sync,
+    ) -> Vec<f32> {
+        let (d, width, kv) = (self.head_dim, self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let mut result = vec![0.0; q.len()];
+        let out = Out::new(&mut result, width);
+        self.tasks(spans).into_par_iter().for_each(|(s, head, rows)| {
+            let (span, (k, v)) = (&spans[s], keys_of(s));
+            let at = (span.queries.start + rows.start) * width + head * d;
+            let group = head / (self.heads / self.kv_heads) * d;
+            let n = span.keys.len();
+            // SAFETY: tasks write different rows or columns, and `result` is borrowed until all have ended.
+            let mut part = unsafe { out.part(at, rows.len(), d) };
+            let q = Mat::strided(&q[at..], rows.len(), d, width);
+            let (k, v) = (Mat::strided(&k[group..], n, d, kv), Mat::strided(&v[group..], n, d, kv));
+            self.head(q, k, v, span, rows, &mut part);
+        });
+        result
+    }
+
+    /// Gradients of one span's group of query heads: `dq` through `Out`, and the group's own `dk` and `dv`.
+    fn backward_group(
+        &self,
+        group: usize,
+        span: &Span,
+        (q, k, v, g): (&[f32], &[f32], &[f32], &[f32]),
+        dq: Out,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let (d, width, kv) = (self.head_dim, self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let n = span.keys.len();
+        let start = span.keys.start * kv + group * d;
+        let (k, v) = (Mat::strided(&k[start..], n, d, kv), Mat::strided(&v[start..], n, d, kv));
+        let (mut dk, mut dv) = (vec![0.0; n * d], vec![0.0; n * d]);
+        let per_group = self.heads / self.kv_heads;
+        for (_, head, rows) in self.tasks(std::slice::from_ref(span)) {
+            if head / per_group != group {
+                continue;
+            }
+            let m = rows.len();
+            let at = (span.queries.start + rows.start) * width + head * d;
+            let (q, g) = (Mat::strided(&q[at..], m, d, width), Mat::strided(&g[at..], m, d, width));
+            let p = self.probabilities(q, k, span, rows);
+            let bound = p.len() / m;
+            let mut ds = vec![0.0; m * bound];
+            kernels::nt(g, Mat::strided(v.data, bound, d, kv), &mut OutMat::of(&mut ds, m, bound), false);
+            for (ds, p) in ds.chunks_mut(bound).zip(p.chunks(bound)) {
+                let mean = elementwise::dot(ds, p);
+                ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = p * (*ds - mean) * self.scale());
+            }
+            // SAFETY: a (span, head, block) is one task's, and the caller keeps the buffer.
+            let mut part = unsafe { dq.part(at, m, d) };
+            kernels::nn(Mat::new(&ds, m, bound), Mat::strided(k.data, bound, d, kv), &mut part, false);
+            let (dst, pt) = (kernels::transpose(Mat::new(&ds, m, bound)), kernels::transpose(Mat::new(&p, m, bound)));
+            kernels::nn(Mat::new(&dst, bound, m), q, &mut OutMat::of(&mut dk, bound, d), true);
+            kernels::nn(Mat::new(&pt, bound, m), g, &mut OutMat::of(&mut dv, bound, d), true);
+        }
+        (dk, dv)
+    }
+}
+
+struct AttentionOp {
+    shape: Attention,
+    spans: Arc<Vec<Span>>,
+}
+
+/// `q: (rows, heads · d)`, `k, v: (key rows, kv_heads · d)`, rotated already; every row is in one span.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: &Attention, spans: &Arc<Vec<Span>>) -> Result<Tensor> {
+    let op = AttentionOp { shape: shape.clone(), spans: spans.clone() };
+    q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
+}
+
+impl CustomOp3 for AttentionOp {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        sq: &CpuStorage,
+        lq: &Layout,
+        sk: &CpuStorage,
+        lk: &Layout,
+        sv: &CpuStorage,
+        lv: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (q, k, v) = (slice(sq, lq)?, slice(sk, lk)?, slice(sv, lv)?);
+        let kv = self.shape.kv_heads * self.shape.head_dim;
+        let result = self.shape.forward(q, &self.spans, |s| {
+            let keys = &self.spans[s].keys;
+            (&k[keys.start * kv..keys.end * kv], &v[keys.start * kv..keys.end * kv])
+        });
+        output(result, lq.shape().clone())
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        _: &Tensor,
+        g: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (shape, d, kv) = (&self.shape, self.shape.head_dim, self.shape.kv_heads * self.shape.head_dim);
+        let mut dq = vec![0.0; q.elem_count()];
+        let (mut dk, mut dv) = (vec![0.0; k.elem_count()], vec![0.0; v.elem_count()]);
+        with([q, k, v, &g.contiguous()?], |[q, k, v, g]| {
+            let out = Out::new(&mut dq, shape.heads * d);
+            let groups: Vec<_> = (0..self.spans.len()).flat_map(|s| (0..shape.kv_heads).map(move |h| (s, h))).collect();
+            let parts: Vec<_> = (groups.into_par_iter())
+                .map(|(s, group)| (s, group, shape.backward_group(group, &self.spans[s], (q, k, v, g), out)))
+                .collect();
+            for (s, group, (part_k, part_v)) in parts {
+                for (i, row) in self.spans[s].keys.clone().enumerate() {
+                    let to = row * kv + group * d..row * kv + (group + 1) * d;
+                    dk[to.clone()].copy_from_slice(&part_k[i * d..(i + 1) * d]);
+                    dv[to].copy_from_slice(&part_v[i * d..(i + 1) * d]);
+                }
+            }
+            Ok(())
+        })?;
+        Ok((Some(tensor(dq, q.shape())?), Some(tensor(dk, k.shape())?), Some(tensor(dv, v.shape())?)))
+    }
+}
+
+/// The same over caches that hold every key and value of their sequence already; one cache a span, in order.
+/// No gradients.
+pub fn attend_cached(q: &Tensor, shape: &Attention, spans: &[Span], caches: &[&LayerCache]) -> Result<Tensor> {
+    let q = q.contiguous()?;
+    let result = with([&q], |[data]| Ok(shape.forward(data, spans, |s| (&caches[s].k, &caches[s].v))))?;
+    tensor(result, q.shape())
+}

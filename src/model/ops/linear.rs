@@ -1,0 +1,44 @@
+//! `y = x Wᵀ` with a frozen W in any storage.
+
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+
+use super::{output, slice, tensor, with};
+use crate::model::{kernels::Mat, weight::Weight};
+
+struct FrozenLinear(Arc<Weight>);
+
+/// `(m, in) → (m, out)`; gradient for `x` only: `dx = g W`.
+pub fn frozen_linear(x: &Tensor, weight: &Arc<Weight>) -> Result<Tensor> {
+    x.contiguous()?.apply_op1(FrozenLinear(weight.clone()))
+}
+
+impl CustomOp1 for FrozenLinear {
+    fn name(&self) -> &'static str {
+        "frozen-linear"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (m, k) = layout.shape().dims2()?;
+        if k != self.0.cols {
+            candle_core::bail!("frozen linear: rows of {k}, not of {}", self.0.cols);
+        }
+        let mut y = vec![0.0; m * self.0.rows];
+        self.0.forward(Mat::new(slice(storage, layout)?, m, k), &mut y);
+        output(y, (m, self.0.rows))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        if !x.track_op() {
+            return Ok(None);
+        }
+        let (m, k) = x.dims2()?;
+        let mut dx = vec![0.0; m * k];
+        with([&g.contiguous()?], |[g]| {
+            self.0.backward(Mat::new(g, m, self.0.rows), &mut dx, false);
+            Ok(())
+        })?;
+        Ok(Some(tensor(dx, (m, k))?))
+    }
+}

@@ -1,0 +1,129 @@
+//! A frozen linear with a low-rank change: `y = x Wᵀ + s · (x Aᵀ) Bᵀ`, and the change alone.
+
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::{output, slice, tensor, with};
+use crate::model::{
+    kernels::{self, Mat, Out, OutMat},
+    weight::Weight,
+};
+
+/// With W it is the whole linear; without, the change alone.
+struct LowRank {
+    weight: Option<Arc<Weight>>,
+    scale: f32,
+}
+
+/// `x Wᵀ + s · (x Aᵀ) Bᵀ` with gradients for `x: (m, in)`, `a: (r, in)` and `b: (out, r)`.
+pub fn low_rank_linear(x: &Tensor, weight: &Arc<Weight>, a: &Tensor, b: &Tensor, scale: f32) -> Result<Tensor> {
+    x.contiguous()?.apply_op3(&a.contiguous()?, &b.contiguous()?, LowRank { weight: Some(weight.clone()), scale })
+}
+
+/// `s · (x Aᵀ) Bᵀ`, the same bits as the change inside [`low_rank_linear`].
+pub fn low_rank_delta(x: &Tensor, a: &Tensor, b: &Tensor, scale: f32) -> Result<Tensor> {
+    x.contiguous()?.apply_op3(&a.contiguous()?, &b.contiguous()?, LowRank { weight: None, scale })
+}
+
+/// `out (+)= left · right` in parallel over columns of `right`.
+fn wide(left: Mat, right: Mat, out: &mut [f32], accumulate: bool) {
+    const WIDTH: usize = 192;
+    let n = right.cols;
+    let part_of = Out::new(out, n);
+    (0..n.div_ceil(WIDTH)).into_par_iter().for_each(|t| {
+        let (col, width) = (t * WIDTH, WIDTH.min(n - t * WIDTH));
+        // SAFETY: tasks write different columns, and `out` is borrowed until all have ended.
+        let mut part = unsafe { part_of.part(col, left.rows, width) };
+        kernels::nn(left, Mat::strided(&right.data[col..], right.rows, width, right.stride), &mut part, accumulate);
+    });
+}
+
+/// Rows of `x` in parallel: `f` gets a range of rows and their part of `out`, `width` numbers a row.
+fn by_rows(m: usize, width: usize, out: &mut [f32], f: impl Fn(std::ops::Range<usize>, &mut OutMat) + Sync) {
+    const ROWS: usize = 32;
+    out.par_chunks_mut(ROWS * width).enumerate().for_each(|(t, out)| {
+        let rows = t * ROWS..(t * ROWS + ROWS).min(m);
+        f(rows.clone(), &mut OutMat::of(out, rows.len(), width));
+    });
+}
+
+impl LowRank {
+    /// `u = s · x Aᵀ`, `(m, r)`
+    fn shrink(&self, x: Mat, a: Mat) -> Vec<f32> {
+        let mut u = vec![0.0; x.rows * a.rows];
+        by_rows(x.rows, a.rows, &mut u, |rows, out| {
+            kernels::nt(Mat::new(&x.data[rows.start * x.cols..], rows.len(), x.cols), a, out, false);
+        });
+        u.iter_mut().for_each(|u| *u *= self.scale);
+        u
+    }
+}
+
+impl CustomOp3 for LowRank {
+    fn name(&self) -> &'static str {
+        "low-rank-linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        xs: &CpuStorage,
+        xl: &Layout,
+        sa: &CpuStorage,
+        la: &Layout,
+        sb: &CpuStorage,
+        lb: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let ((m, k), (r, ka), (n, rb)) = (xl.shape().dims2()?, la.shape().dims2()?, lb.shape().dims2()?);
+        let fits = self.weight.as_ref().is_none_or(|w| w.cols == k && w.rows == n);
+        if k != ka || r != rb || !fits {
+            candle_core::bail!("low-rank linear: x is ({m}, {k}), A ({r}, {ka}), B ({n}, {rb})");
+        }
+        let (x, a, b) = (slice(xs, xl)?, slice(sa, la)?, slice(sb, lb)?);
+        let x = Mat::new(x, m, k);
+        let mut y = vec![0.0; m * n];
+        if let Some(weight) = &self.weight {
+            weight.forward(x, &mut y);
+        }
+        let u = self.shrink(x, Mat::new(a, r, k));
+        let bt = kernels::transpose(Mat::new(b, n, r));
+        wide(Mat::new(&u, m, r), Mat::new(&bt, r, n), &mut y, true);
+        output(y, (m, n))
+    }
+
+    /// With `u = s·xAᵀ` and `v = s·gB`: `dx = gW + vA`, `dA = vᵀx`, `dB = gᵀu`.
+    fn bwd(
+        &self,
+        x: &Tensor,
+        a: &Tensor,
+        b: &Tensor,
+        _: &Tensor,
+        g: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let ((m, k), (r, _), (n, _)) = (x.dims2()?, a.dims2()?, b.dims2()?);
+        let mut dx = if x.track_op() { vec![0.0; m * k] } else { Vec::new() };
+        let (da, db) = with([x, a, b, &g.contiguous()?], |[x, a, b, g]| {
+            let (x, g) = (Mat::new(x, m, k), Mat::new(g, m, n));
+            let mut v = vec![0.0; m * r];
+            by_rows(m, r, &mut v, |rows, out| {
+                kernels::nn(Mat::new(&g.data[rows.start * n..], rows.len(), n), Mat::new(b, n, r), out, false);
+            });
+            v.iter_mut().for_each(|v| *v *= self.scale);
+            if !dx.is_empty() {
+                if let Some(weight) = &self.weight {
+                    weight.backward(g, &mut dx, false);
+                }
+                wide(Mat::new(&v, m, r), Mat::new(a, r, k), &mut dx, true);
+            }
+            let mut da = vec![0.0; r * k];
+            wide(Mat::new(&kernels::transpose(Mat::new(&v, m, r)), r, m), x, &mut da, false);
+            let u = self.shrink(x, Mat::new(a, r, k));
+            let mut dbt = vec![0.0; r * n];
+            wide(Mat::new(&kernels::transpose(Mat::new(&u, m, r)), r, m), g, &mut dbt, false);
+            Ok((da, kernels::transpose(Mat::new(&dbt, r, n))))
+        })?;
+        let dx = if dx.is_empty() { None } else { Some(tensor(dx, (m, k))?) };
+        Ok((dx, Some(tensor(da, (r, k))?), Some(tensor(db, (n, r))?)))
+    }
+}
