@@ -1,5 +1,25 @@
-//! Datasets: rows in the formats that users have, checked, rendered by the base's template, masked and batched.
-//! No tensors, no network.
+//! Datasets: rows in the formats that users have, checked, rendered by the base's template, and masked.
+//! No tensors, no network, no order: batches and epochs are the trainer's.
+
+mod chat;
+mod lines;
+mod record;
+mod render;
+mod validate;
+
+use std::io::BufRead;
+
+use crate::{domain::LineError, text::Text};
+
+pub use record::{Chat, Completion, Format, Record, Tokens};
+pub use validate::{check_structure, load, validate};
+
+/// The longest line, in bytes. A longer one is passed over without being held in memory.
+pub const MAX_LINE_BYTES: usize = 8 << 20;
+/// Rows of one dataset.
+pub const MAX_ROWS: u64 = 1_000_000;
+/// Messages of one conversation.
+pub const MAX_MESSAGES: usize = 1024;
 
 /// One row as token ids. `labels[i]` is `Some(ids[i])` where the token is trained on, `None` where it is only read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,4 +35,57 @@ impl Example {
     pub fn trained(&self) -> usize {
         self.labels.iter().skip(1).flatten().count()
     }
+}
+
+/// The base that a dataset is read for.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    pub text: &'a Text,
+    /// The base's id, as requests name it.
+    pub base_id: &'a str,
+    /// Rows of more tokens are counted and left out of training, never cut.
+    pub max_seq_len: usize,
+    /// Ids that the base knows: `BaseInfo::vocab`.
+    pub vocab: usize,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    #[error("the dataset cannot be read: {0}")]
+    Read(#[from] std::io::Error),
+    #[error("line {}: {}", .0.line, .0.message)]
+    Line(LineError),
+    #[error("the dataset has no rows")]
+    Empty,
+}
+
+/// What is wrong with a row; the line number is added by whoever reads lines.
+#[derive(Debug, PartialEq)]
+struct Fault {
+    code: &'static str,
+    message: String,
+}
+
+impl Fault {
+    fn new(code: &'static str, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    fn at(self, line: u64) -> LineError {
+        LineError { line, code: self.code.to_owned(), message: self.message }
+    }
+}
+
+/// A name from outside, short enough for a message.
+fn shown(name: &str) -> String {
+    let mut text: String = name.chars().take(64).flat_map(char::escape_default).collect();
+    if name.chars().nth(64).is_some() {
+        text.push('…');
+    }
+    text
+}
+
+/// Rows in the order of the file, each number from 1, blank lines passed over.
+fn lines(reader: impl BufRead) -> lines::Lines<impl BufRead> {
+    lines::Lines::new(reader, MAX_LINE_BYTES)
 }

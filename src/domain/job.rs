@@ -72,7 +72,9 @@ pub struct Job {
     pub validation_file: Option<String>,
     pub spec: TrainSpec,
     pub priority: i64,
-    /// `ft:…`, once succeeded.
+    /// The name that the result will have; its checkpoints' names begin with it.
+    pub output_model: String,
+    /// `output_model`, once succeeded.
     pub fine_tuned_model: Option<String>,
     pub trained_tokens: Option<i64>,
     pub result_files: Vec<String>,

@@ -1,1 +1,26 @@
-//! jobs
+//! Jobs in the background: a worker claims a row, trains on a thread of its own, and publishes what came out.
+
+mod observe;
+mod publish;
+mod run;
+mod worker;
+
+use std::sync::Arc;
+
+pub use publish::publish_adapter;
+pub use worker::{Worker, start};
+
+use crate::{db::Db, inference::Bases, storage::BlobStore};
+
+/// What a worker works with.
+#[derive(Clone)]
+pub struct Context {
+    pub db: Db,
+    pub store: Arc<dyn BlobStore>,
+    pub bases: Bases,
+}
+
+/// Unix seconds of this machine: for labels only; leases use the database's clock.
+pub fn now() -> i64 {
+    chrono::Utc::now().timestamp()
+}

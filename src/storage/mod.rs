@@ -1,19 +1,18 @@
 //! Bytes by key: local files or S3, behind one trait. Keys are ours; nothing outside this room knows a path.
 
+mod fs;
+mod key;
+mod s3;
+
+use std::{path::PathBuf, sync::Arc};
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
-/// What can be stored.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Key {
-    /// An uploaded or produced file's content.
-    File { id: String },
-    /// A named part of a checkpoint, under the attempt that wrote it.
-    Checkpoint { job: String, fence: i64, step: u64, name: String },
-    /// A file of an adapter; `name` is `manifest.json` or one of the files in it. Generations never change.
-    Adapter { generation: String, name: String },
-}
+pub use fs::FileStore;
+pub use key::Key;
+pub use s3::{S3Settings, S3Store};
 
 /// What the store has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,4 +54,16 @@ pub trait BlobStore: Send + Sync {
     async fn delete(&self, key: &Key) -> Result<(), StorageError>;
     /// Removes every checkpoint part of a job, of every attempt.
     async fn delete_checkpoints(&self, job: &str) -> Result<(), StorageError>;
+}
+
+/// A store by its URL: `file:DIR` or `s3://BUCKET/PREFIX`.
+pub async fn open(url: &str, s3: &S3Settings) -> Result<Arc<dyn BlobStore>, StorageError> {
+    if let Some(dir) = url.strip_prefix("file:") {
+        return Ok(Arc::new(FileStore::open(PathBuf::from(dir)).await?));
+    }
+    let Some(rest) = url.strip_prefix("s3://") else {
+        return Err(StorageError::Unavailable(format!("{url:?} is neither file:DIR nor s3://BUCKET/PREFIX")));
+    };
+    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+    Ok(Arc::new(S3Store::connect(bucket, prefix, s3).await?))
 }

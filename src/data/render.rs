@@ -1,0 +1,137 @@
+//! From a record to token ids and the mask of what is trained on.
+//!
+//! Stock chat templates do not mark what the assistant says, so the mask is found by prefix rendering: the
+//! conversation up to a turn with the generation prompt, and up to and with the turn without it; the difference is
+//! what the model has to say, its end-of-turn token included. A mask is never made from ids: in many bases the
+//! padding token is the end token, and a mask by id would remove the end from the loss.
+
+use serde_json::Value;
+
+use super::{Chat, Completion, Context, Example, Fault, Record};
+use crate::text::ChatTemplate;
+
+/// The row as the model will see it. A row that is too long comes without labels: it is left out anyway, and the
+/// prefixes of an endless conversation are not worth rendering.
+pub fn example(line: u64, record: &Record, context: &Context) -> Result<Example, Fault> {
+    let (ids, spans) = match record {
+        Record::Chat(chat) => chat_ids(chat, context)?,
+        Record::Completion(row) => completion_ids(row, context)?,
+        Record::Tokens(row) => {
+            check_ids(&row.ids, context)?;
+            let example = Example { line, ids: row.ids.clone(), labels: row.labels.clone() };
+            return some_trained(example, context);
+        }
+    };
+    check_ids(&ids, context)?;
+    let mut labels = vec![None; ids.len()];
+    for (start, end) in spans {
+        for place in start..end {
+            labels[place] = Some(ids[place]);
+        }
+    }
+    some_trained(Example { line, ids, labels }, context)
+}
+
+/// The runs of trained tokens, as text.
+pub fn trained_text(example: &Example, context: &Context) -> Result<Vec<String>, Fault> {
+    let is_same = |a: &Option<u32>, b: &Option<u32>| a.is_some() == b.is_some();
+    example
+        .labels
+        .chunk_by(is_same)
+        .filter(|run| run[0].is_some())
+        .map(|run| text(&run.iter().flatten().copied().collect::<Vec<_>>(), context))
+        .collect()
+}
+
+/// Text of ids, special tokens written out.
+pub fn text(ids: &[u32], context: &Context) -> Result<String, Fault> {
+    context.text.tokenizer.decode(ids, false).map_err(|e| Fault::new("tokenizer_error", e.to_string()))
+}
+
+type Spans = Vec<(usize, usize)>;
+
+fn chat_ids(chat: &Chat, context: &Context) -> Result<(Vec<u32>, Spans), Fault> {
+    let Some(template) = &context.text.template else {
+        let message = format!("the base {} has no chat template: use prompt and completion", context.base_id);
+        return Err(Fault::new("no_template", message));
+    };
+    let tokens = |messages: &[Value], is_open: bool| -> Result<Vec<u32>, Fault> {
+        let text = rendered(template, messages, chat, is_open)?;
+        Ok(with_bos(encode(&text, context)?, context))
+    };
+    let whole = tokens(&chat.messages, false)?;
+    if whole.len() > context.max_seq_len {
+        return Ok((whole, Vec::new()));
+    }
+    let mut spans = Vec::with_capacity(chat.trained.len());
+    for &turn in &chat.trained {
+        let start = common(&tokens(&chat.messages[..turn], true)?, &whole);
+        let is_last = turn + 1 == chat.messages.len();
+        let closed = if is_last { whole.clone() } else { tokens(&chat.messages[..=turn], false)? };
+        spans.push((start, end_of_turn(start, &closed, &whole, context)));
+    }
+    Ok((whole, spans))
+}
+
+/// Where the turn that starts at `start` ends. Templates that write a turn otherwise once others follow it (Qwen3
+/// drops earlier thoughts) are not prefixes of themselves: there the turn ends with the first stop token.
+fn end_of_turn(start: usize, closed: &[u32], whole: &[u32], context: &Context) -> usize {
+    let same = common(closed, whole);
+    if same == closed.len() {
+        return same;
+    }
+    let is_stop = |id: &u32| context.text.stop_ids.contains(id);
+    whole[start..].iter().position(is_stop).map_or(same.max(start), |length| start + length + 1)
+}
+
+fn completion_ids(row: &Completion, context: &Context) -> Result<(Vec<u32>, Spans), Fault> {
+    let prompt = with_bos(encode(&row.prompt, context)?, context);
+    let mut whole = with_bos(encode(&format!("{}{}", row.prompt, row.completion), context)?, context);
+    let start = common(&prompt, &whole);
+    let end = context.text.tokenizer.eos.or_else(|| context.text.stop_ids.first().copied());
+    whole.extend(end);
+    let spans = vec![(start, whole.len())];
+    Ok((whole, spans))
+}
+
+fn rendered(template: &ChatTemplate, messages: &[Value], chat: &Chat, is_open: bool) -> Result<String, Fault> {
+    template
+        .render(messages, chat.tools.as_deref(), is_open)
+        .map_err(|e| Fault::new("template_error", format!("the base's chat template refuses it: {e}")))
+}
+
+fn encode(text: &str, context: &Context) -> Result<Vec<u32>, Fault> {
+    context.text.tokenizer.encode(text, true).map_err(|e| Fault::new("tokenizer_error", e.to_string()))
+}
+
+/// BOS in front, if the tokenizer wants one and the template did not write it.
+fn with_bos(mut ids: Vec<u32>, context: &Context) -> Vec<u32> {
+    if let Some(bos) = context.text.tokenizer.bos
+        && ids.first() != Some(&bos)
+    {
+        ids.insert(0, bos);
+    }
+    ids
+}
+
+fn common(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+fn check_ids(ids: &[u32], context: &Context) -> Result<(), Fault> {
+    match ids.iter().position(|id| usize::try_from(*id).map_or(true, |id| id >= context.vocab)) {
+        None => Ok(()),
+        Some(place) => {
+            let message =
+                format!("token {} at place {place} is outside the vocabulary of {}", ids[place], context.vocab);
+            Err(Fault::new("token_out_of_range", message))
+        }
+    }
+}
+
+fn some_trained(example: Example, context: &Context) -> Result<Example, Fault> {
+    if example.trained() == 0 && example.ids.len() <= context.max_seq_len {
+        return Err(Fault::new("no_trained_tokens", "no token of the row is trained on"));
+    }
+    Ok(example)
+}

@@ -1,0 +1,168 @@
+//! One pass over a dataset: a report for its owner, or examples for a job.
+
+use std::{collections::HashSet, io::BufRead};
+
+use sha2::{Digest, Sha256};
+
+use super::{Context, DataError, Example, Fault, Format, MAX_ROWS, Record, lines, record, render};
+use crate::domain::{
+    FileReport,
+    dataset::{HistogramBin, RenderedExample},
+};
+
+/// Errors that a report shows; the others are counted.
+const MAX_ERRORS: usize = 50;
+/// Rendered examples in a report.
+const MAX_EXAMPLES: usize = 3;
+
+/// Reads all rows and says what a job on this base would make of them. Memory does not grow with the file but for
+/// 16 bytes a row. The caller fills in `file_id`.
+pub fn validate(reader: impl BufRead, context: &Context) -> Result<FileReport, DataError> {
+    let report = FileReport {
+        model: context.base_id.to_owned(),
+        max_seq_len: context.max_seq_len as u64,
+        ..FileReport::default()
+    };
+    survey(reader, Some(context), report)
+}
+
+/// The same without a base: formats, fields and roles only; all token counts stay 0.
+pub fn check_structure(reader: impl BufRead) -> Result<FileReport, DataError> {
+    survey(reader, None, FileReport::default())
+}
+
+/// Every row as an example, too long ones included (without labels): the trainer counts them and leaves them out.
+/// The first row that is not valid is an error.
+pub fn load(reader: impl BufRead, context: &Context) -> Result<Vec<Example>, DataError> {
+    let mut examples = Vec::new();
+    each_row(reader, |line, row| {
+        let example = row.and_then(|(_, record)| render::example(line, &record, context));
+        examples.push(example.map_err(|fault| DataError::Line(fault.at(line)))?);
+        Ok(())
+    })?;
+    if examples.is_empty() { Err(DataError::Empty) } else { Ok(examples) }
+}
+
+fn survey(reader: impl BufRead, context: Option<&Context>, report: FileReport) -> Result<FileReport, DataError> {
+    let mut survey = Survey { report, seen: HashSet::new(), bins: [0; 65] };
+    each_row(reader, |line, row| {
+        survey.report.rows += 1;
+        if let Err(fault) = row.and_then(|(format, record)| survey.row(line, format, &record, context)) {
+            survey.fault(line, fault);
+        }
+        Ok(())
+    })?;
+    if survey.report.rows == 0 {
+        survey.fault(1, Fault::new("empty_file", "the file has no rows"));
+    }
+    Ok(survey.finish())
+}
+
+/// Calls `each` with every row, or with what is wrong with it. The first row's format is the file's.
+fn each_row(
+    reader: impl BufRead,
+    mut each: impl FnMut(u64, Result<(Format, Record), Fault>) -> Result<(), DataError>,
+) -> Result<(), DataError> {
+    let mut lines = lines(reader);
+    let mut first: Option<(Format, u64)> = None;
+    let mut rows = 0;
+    while let Some(line) = lines.next()? {
+        rows += 1;
+        if rows > MAX_ROWS {
+            let message = format!("the file has more than {MAX_ROWS} rows");
+            return each(line.number, Err(Fault::new("too_many_rows", message)));
+        }
+        let number = line.number;
+        let row = line.text.and_then(|text| {
+            let object = record::object(text)?;
+            let format = Format::of(&object)?;
+            let (expected, since) = *first.get_or_insert((format, number));
+            if format != expected {
+                let (this, that) = (format.as_str(), expected.as_str());
+                let message = format!("a row of format {this} in a file of format {that} (since line {since})");
+                return Err(Fault::new("mixed_formats", message));
+            }
+            Record::parse(format, object).map(|record| (format, record))
+        });
+        each(number, row)?;
+    }
+    Ok(())
+}
+
+struct Survey {
+    report: FileReport,
+    /// The first 128 bits of each row's hash: with a million rows, two different ones agree with a chance of 1e-27.
+    seen: HashSet<[u8; 16]>,
+    /// Rows by the bits of their length: bin `b` counts `[2^(b-1), 2^b)`.
+    bins: [u64; 65],
+}
+
+impl Survey {
+    fn row(&mut self, line: u64, format: Format, record: &Record, context: Option<&Context>) -> Result<(), Fault> {
+        self.report.format.get_or_insert_with(|| format.as_str().to_owned());
+        let example = context.map(|context| render::example(line, record, context)).transpose()?;
+        if !self.seen.insert(fingerprint(record)?) {
+            self.report.duplicate_rows += 1;
+        }
+        match (context, example) {
+            (Some(context), Some(example)) => self.tokens(&example, context),
+            _ => {
+                self.report.usable_rows += 1;
+                Ok(())
+            }
+        }
+    }
+
+    fn tokens(&mut self, example: &Example, context: &Context) -> Result<(), Fault> {
+        let report = &mut self.report;
+        let length = example.ids.len() as u64;
+        self.bins[(u64::BITS - length.leading_zeros()) as usize] += 1;
+        report.longest_row = report.longest_row.max(length);
+        if example.ids.len() > context.max_seq_len {
+            report.too_long_rows += 1;
+            return Ok(());
+        }
+        if report.examples.len() < MAX_EXAMPLES {
+            report.examples.push(RenderedExample {
+                line: example.line,
+                text: render::text(&example.ids, context)?,
+                trained_text: render::trained_text(example, context)?,
+                tokens: length,
+                trained_tokens: example.trained() as u64,
+            });
+        }
+        report.usable_rows += 1;
+        report.tokens += length;
+        report.trained_tokens += example.trained() as u64;
+        Ok(())
+    }
+
+    fn fault(&mut self, line: u64, fault: Fault) {
+        self.report.error_count += 1;
+        if self.report.errors.len() < MAX_ERRORS {
+            self.report.errors.push(fault.at(line));
+        }
+    }
+
+    fn finish(mut self) -> FileReport {
+        let bins = self.bins.iter().enumerate().filter(|(_, rows)| **rows > 0);
+        let edge = |bits: usize| 1u64.checked_shl(bits as u32).unwrap_or(u64::MAX);
+        self.report.histogram = bins
+            .map(|(bits, rows)| HistogramBin {
+                from: if bits == 0 { 0 } else { edge(bits - 1) },
+                to: edge(bits),
+                rows: *rows,
+            })
+            .collect();
+        self.report.object = "file.report".to_owned();
+        self.report
+    }
+}
+
+fn fingerprint(record: &Record) -> Result<[u8; 16], Fault> {
+    let bytes = serde_json::to_vec(record).map_err(|e| Fault::new("invalid_json", e.to_string()))?;
+    let hash = Sha256::digest(&bytes);
+    let mut short = [0; 16];
+    short.copy_from_slice(&hash[..16]);
+    Ok(short)
+}

@@ -1,0 +1,68 @@
+//! Adapters in the store: files first, read back and compared, the manifest last. Nothing points at a generation
+//! before all of it is there.
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::{
+    domain::{BaseInfo, Manifest, ManifestFile},
+    inference::{ArtifactError, CONFIG, MANIFEST, WEIGHTS, sha256},
+    methods::AdapterFiles,
+    storage::{BlobStore, Key},
+};
+
+/// The identity of files: SHA-256 over their names and hashes.
+fn generation(files: &[ManifestFile]) -> String {
+    let mut hash = Sha256::new();
+    for file in files {
+        hash.update(format!("{} {} {}\n", file.name, file.bytes, file.sha256));
+    }
+    hex::encode(hash.finalize())
+}
+
+/// Writes one blob and reads it back.
+pub(super) async fn put_checked(
+    store: &Arc<dyn BlobStore>,
+    key: &Key,
+    bytes: &[u8],
+) -> Result<ManifestFile, ArtifactError> {
+    let sha256 = sha256(bytes);
+    store.put(key, bytes.to_vec().into()).await?;
+    if crate::inference::sha256(&store.get(key).await?) != sha256 {
+        return Err(ArtifactError::Damaged(key.to_string()));
+    }
+    let name = key.to_string().rsplit('/').next().unwrap_or_default().to_owned();
+    Ok(ManifestFile { name, bytes: bytes.len() as u64, sha256 })
+}
+
+/// Puts an adapter under its generation. Publishing the same adapter again changes nothing.
+pub async fn publish_adapter(
+    store: &Arc<dyn BlobStore>,
+    files: &AdapterFiles,
+    base: &BaseInfo,
+    method: &str,
+) -> Result<Manifest, ArtifactError> {
+    let parts = [(CONFIG, &files.config), (WEIGHTS, &files.weights)];
+    let listed: Vec<ManifestFile> = (parts.iter())
+        .map(|(name, bytes)| ManifestFile {
+            name: (*name).to_owned(),
+            bytes: bytes.len() as u64,
+            sha256: sha256(bytes),
+        })
+        .collect();
+    let generation = generation(&listed);
+    for (name, bytes) in parts {
+        put_checked(store, &Key::Adapter { generation: generation.clone(), name: name.to_owned() }, bytes).await?;
+    }
+    let manifest = Manifest {
+        generation: generation.clone(),
+        base_id: base.id.clone(),
+        base_hash: base.hash.clone(),
+        method: method.to_owned(),
+        files: listed,
+    };
+    let bytes = serde_json::to_vec_pretty(&manifest).map_err(|e| ArtifactError::Damaged(e.to_string()))?;
+    put_checked(store, &Key::Adapter { generation, name: MANIFEST.to_owned() }, &bytes).await?;
+    Ok(manifest)
+}
