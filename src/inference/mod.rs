@@ -1,11 +1,16 @@
 //! Serving: one engine thread batches requests over the resident base, each row with its own adapter.
 
+mod artifact;
 mod bases;
+mod engine;
+mod handle;
+mod registry;
+mod sample;
+mod sequence;
 
-use std::sync::Arc;
-
+pub use artifact::{ArtifactError, CONFIG, MANIFEST, WEIGHTS, read_adapter, sha256};
 pub use bases::{Bases, Resident};
-use tokio::sync::mpsc;
+pub use handle::{EngineSettings, Handle};
 
 /// What to generate. Checked by the caller: `prompt` is not empty, and prompt + max_tokens fit the context.
 #[derive(Clone, Debug)]
@@ -40,6 +45,24 @@ pub struct Sampling {
     pub logit_bias: Vec<(u32, f32)>,
     pub seed: u64,
     pub ignore_eos: bool,
+}
+
+impl Default for Sampling {
+    /// The whole distribution, unchanged.
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+            ignore_eos: false,
+        }
+    }
 }
 
 /// Why a completion ended.
@@ -92,28 +115,4 @@ pub struct Residency {
     pub generation: String,
     pub bytes: u64,
     pub hits: u64,
-}
-
-/// The cheap, clonable way to the engine thread.
-#[derive(Clone)]
-pub struct Handle {
-    _engine: Arc<()>,
-}
-
-impl Handle {
-    /// Queues a request. Dropping the receiver frees everything within a step.
-    pub fn submit(&self, request: Request) -> Result<mpsc::Receiver<Output>, EngineError> {
-        let _ = request;
-        todo!("inference helper")
-    }
-
-    pub fn residency(&self) -> Vec<Residency> {
-        todo!("inference helper")
-    }
-
-    /// Forgets a loaded generation once its last lease ends (the name was deleted).
-    pub fn evict(&self, generation: &str) {
-        let _ = generation;
-        todo!("inference helper")
-    }
 }

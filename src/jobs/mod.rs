@@ -7,7 +7,7 @@ mod worker;
 
 use std::sync::Arc;
 
-pub use publish::{PublishError, publish_adapter, read_adapter};
+pub use publish::publish_adapter;
 pub use worker::{Worker, start};
 
 use crate::{db::Db, inference::Bases, storage::BlobStore};

@@ -7,26 +7,10 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     domain::{BaseInfo, Manifest, ManifestFile},
+    inference::{ArtifactError, CONFIG, MANIFEST, WEIGHTS, sha256},
     methods::AdapterFiles,
-    storage::{BlobStore, Key, StorageError},
+    storage::{BlobStore, Key},
 };
-
-/// The names of an adapter's files in the store and in PEFT's directory.
-const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
-const MANIFEST: &str = "manifest.json";
-
-#[derive(Debug, thiserror::Error)]
-pub enum PublishError {
-    #[error(transparent)]
-    Storage(#[from] StorageError),
-    #[error("the store gave back other bytes for {0}")]
-    Damaged(String),
-}
-
-pub(super) fn sha256(bytes: &[u8]) -> String {
-    hex::encode(Sha256::digest(bytes))
-}
 
 /// The identity of files: SHA-256 over their names and hashes.
 fn generation(files: &[ManifestFile]) -> String {
@@ -42,11 +26,11 @@ pub(super) async fn put_checked(
     store: &Arc<dyn BlobStore>,
     key: &Key,
     bytes: &[u8],
-) -> Result<ManifestFile, PublishError> {
+) -> Result<ManifestFile, ArtifactError> {
     let sha256 = sha256(bytes);
     store.put(key, bytes.to_vec().into()).await?;
-    if self::sha256(&store.get(key).await?) != sha256 {
-        return Err(PublishError::Damaged(key.to_string()));
+    if crate::inference::sha256(&store.get(key).await?) != sha256 {
+        return Err(ArtifactError::Damaged(key.to_string()));
     }
     let name = key.to_string().rsplit('/').next().unwrap_or_default().to_owned();
     Ok(ManifestFile { name, bytes: bytes.len() as u64, sha256 })
@@ -58,7 +42,7 @@ pub async fn publish_adapter(
     files: &AdapterFiles,
     base: &BaseInfo,
     method: &str,
-) -> Result<Manifest, PublishError> {
+) -> Result<Manifest, ArtifactError> {
     let parts = [(CONFIG, &files.config), (WEIGHTS, &files.weights)];
     let listed: Vec<ManifestFile> = (parts.iter())
         .map(|(name, bytes)| ManifestFile {
@@ -78,31 +62,7 @@ pub async fn publish_adapter(
         method: method.to_owned(),
         files: listed,
     };
-    let bytes = serde_json::to_vec_pretty(&manifest).map_err(|e| PublishError::Damaged(e.to_string()))?;
+    let bytes = serde_json::to_vec_pretty(&manifest).map_err(|e| ArtifactError::Damaged(e.to_string()))?;
     put_checked(store, &Key::Adapter { generation, name: MANIFEST.to_owned() }, &bytes).await?;
     Ok(manifest)
-}
-
-/// An adapter's files, checked against its manifest.
-pub async fn read_adapter(
-    store: &Arc<dyn BlobStore>,
-    generation: &str,
-) -> Result<(Manifest, AdapterFiles), PublishError> {
-    let key = |name: &str| Key::Adapter { generation: generation.to_owned(), name: name.to_owned() };
-    let manifest = store.get(&key(MANIFEST)).await?;
-    let manifest: Manifest =
-        serde_json::from_slice(&manifest).map_err(|_| PublishError::Damaged(key(MANIFEST).to_string()))?;
-    let mut files = AdapterFiles::default();
-    for file in &manifest.files {
-        let bytes = store.get(&key(&file.name)).await?;
-        if bytes.len() as u64 != file.bytes || sha256(&bytes) != file.sha256 {
-            return Err(PublishError::Damaged(key(&file.name).to_string()));
-        }
-        match file.name.as_str() {
-            CONFIG => files.config = bytes.to_vec(),
-            WEIGHTS => files.weights = bytes.to_vec(),
-            _ => return Err(PublishError::Damaged(key(&file.name).to_string())),
-        }
-    }
-    Ok((manifest, files))
 }

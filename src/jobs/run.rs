@@ -7,13 +7,13 @@ use anyhow::Context as _;
 use super::{
     Context, now,
     observe::{JobObserver, Signals},
-    publish::{PublishError, publish_adapter, read_adapter, sha256},
+    publish::publish_adapter,
 };
 use crate::{
     data::{self, DataError, Example},
     db::{Claim, DbError, NewEvent, Publication},
     domain::{AdapterRecord, EventKind, Failure, FileRecord, Job, Metrics, Snapshot, id},
-    inference::Resident,
+    inference::{ArtifactError, Resident, read_adapter, sha256},
     methods::AdapterFiles,
     storage::{Key, StorageError},
     trainer::{self, Outcome, Run, TrainError},
@@ -45,8 +45,8 @@ impl From<DbError> for Stop {
     }
 }
 
-impl From<PublishError> for Stop {
-    fn from(error: PublishError) -> Self {
+impl From<ArtifactError> for Stop {
+    fn from(error: ArtifactError) -> Self {
         Stop::Again(error.into())
     }
 }
@@ -89,7 +89,7 @@ async fn train(context: &Context, job: &Job, signals: Arc<Signals>) -> Result<(O
     };
     let start = match &job.spec.continue_from {
         Some(generation) => Some(read_adapter(&context.store, generation).await.map_err(|error| match error {
-            PublishError::Storage(StorageError::NotFound(_)) => {
+            ArtifactError::Storage(StorageError::NotFound(_)) => {
                 failed("spec_unknown_model", format!("the adapter {generation} is not in the store"), Some("model"))
             }
             error => error.into(),
