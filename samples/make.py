@@ -103,7 +103,7 @@ CATEGORIES = {
 }
 
 ITEMS = ["jacket", "tent", "backpack", "sleeping bag", "fleece", "rain coat", "hat", "stove", "lantern", "scarf"]
-HELD_OUT_ITEMS = ["hiking boots", "gloves", "sweater", "rope", "camp chair"]
+HELD_OUT_ITEMS = ["water bottle", "headlamp", "sweater", "rope", "camp chair"]
 
 # A customer in a hurry says so; nothing else makes a case urgent.
 URGENT = ["This is urgent.", "It is urgent, please hurry.", "Urgent!"]
