@@ -1,6 +1,18 @@
 //! The one loop. Synchronous: data in, observer out. No database, no store, no async.
 
-use std::sync::Arc;
+mod checkpoint;
+mod eval;
+mod optim;
+mod order;
+mod pass;
+mod plan;
+mod rows;
+mod schedule;
+mod steps;
+#[cfg(test)]
+mod tests;
+
+use std::{sync::Arc, thread};
 
 use crate::{
     data::Example,
@@ -54,14 +66,21 @@ pub enum TrainError {
     Observer(anyhow::Error),
 }
 
-/// Optimiser steps that the spec makes on this many training rows.
+/// Optimiser steps that the spec makes on this many training rows (without those that are left out or held out).
 pub fn total_steps(spec: &TrainSpec, rows: usize) -> u64 {
-    let _ = (spec, rows);
-    todo!("trainer helper")
+    plan::Plan::new(&spec.training, rows).total_steps
 }
 
-/// Trains to the end, or until the observer says otherwise.
+/// The stack of the training thread: candle walks the graph by recursion, a frame or two for each op of the model.
+const STACK: usize = 256 << 20;
+
+/// Trains to the end, or until the observer says otherwise. Runs on a thread of its own with a large stack, and
+/// returns when that has ended.
 pub fn train(run: Run, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
-    let _ = (run, observer);
-    todo!("trainer helper")
+    let work = || steps::Loop::prepare(&run, observer)?.run(observer);
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("train".to_owned()).stack_size(STACK);
+        let handle = thread.spawn_scoped(scope, work).map_err(|error| TrainError::Observer(error.into()))?;
+        handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }

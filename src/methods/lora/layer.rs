@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor};
 
 use crate::{
     domain::{Site, rng::Stream},
-    model::{At, Hook, Linear},
+    model::{At, Hook, Linear, ops},
 };
 
 /// One linear's change.
@@ -21,9 +21,7 @@ pub struct LowRank {
 impl LowRank {
     /// `y + s · (x Aᵀ) Bᵀ`; x: (rows, in), y: (rows, out)
     fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
-        let low = x.matmul(&self.a.t()?)?; // (rows, r)
-        let high = low.matmul(&self.b.t()?)?; // (rows, out)
-        y + high.affine(self.scale, 0.0)?
+        y + ops::low_rank_delta(x, &self.a, &self.b, self.scale as f32)?
     }
 }
 

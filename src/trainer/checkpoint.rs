@@ -1,0 +1,183 @@
+//! What a run needs to go on bit for bit: the adapter in PEFT's files, `trainer.json`, and the moments in
+//! `trainer.safetensors`. Order and random numbers are functions of the seed and the step, so the step is the cursor.
+
+use candle_core::Var;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::{
+    TrainError,
+    optim::{AdamW, Moments},
+};
+use crate::{
+    data::Example,
+    domain::{BaseInfo, Metrics, Snapshot, TrainSpec},
+    formats::safetensors,
+    methods::{AdapterFiles, file},
+};
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+const STATE: &str = "trainer.json";
+const MOMENTS: &str = "trainer.safetensors";
+
+/// What a run is: a checkpoint belongs to exactly one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The program's version; another one may do its arithmetic in another order.
+    version: String,
+    base: String,
+    base_hash: String,
+    spec: Value,
+    /// SHA-256 over the rows in use.
+    data: String,
+}
+
+impl Identity {
+    pub fn new(spec: &TrainSpec, base: &BaseInfo, train: &[&Example], valid: &[&Example]) -> Self {
+        let mut hash = Sha256::new();
+        for (name, rows) in [(b"t", train), (b"v", valid)] {
+            hash.update(name);
+            rows.iter().for_each(|row| hash_row(&mut hash, row));
+        }
+        // Once through text, because what it is compared with went through it.
+        let text = serde_json::to_string(spec).unwrap_or_default();
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            base: base.id.clone(),
+            base_hash: base.hash.clone(),
+            spec: serde_json::from_str(&text).unwrap_or_default(),
+            data: hex::encode(hash.finalize()),
+        }
+    }
+
+    /// The first thing that differs: its name, then its value there and here.
+    fn difference(&self, here: &Identity) -> Option<String> {
+        let there = [("version", &self.version), ("base", &self.base), ("base's hash", &self.base_hash)];
+        let ours = [&here.version, &here.base, &here.base_hash];
+        for ((name, there), ours) in there.into_iter().zip(ours) {
+            if there != ours {
+                return Some(format!("{name} is {there} there and {ours} here"));
+            }
+        }
+        if let Some(path) = differing(&self.spec, &here.spec) {
+            let value = |spec: &Value| spec.pointer(&path).unwrap_or(&Value::Null).to_string();
+            let name = path.trim_start_matches('/').replace('/', ".");
+            return Some(format!("{name} is {} there and {} here", value(&self.spec), value(&here.spec)));
+        }
+        (self.data != here.data).then(|| "the data differ".to_owned())
+    }
+}
+
+/// Everything that changes from step to step, besides variables and moments.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Finished optimiser steps.
+    pub step: u64,
+    pub total_steps: u64,
+    /// The epoch of the last step, from 0, and how many of its rows are done.
+    pub epoch: u64,
+    pub row: u64,
+    pub trained_tokens: u64,
+    /// The bits of the least validation loss so far (text would round it), and evaluations since then.
+    pub best: Option<u64>,
+    pub evaluations_since_best: u64,
+    pub metrics: Metrics,
+}
+
+#[derive(Serialize, Deserialize)]
+struct State {
+    identity: Identity,
+    progress: Progress,
+}
+
+pub fn write(
+    identity: &Identity,
+    progress: &Progress,
+    adapter: AdapterFiles,
+    variables: &[(String, Var)],
+    optimiser: &AdamW,
+) -> Result<Snapshot, TrainError> {
+    let state = State { identity: identity.clone(), progress: progress.clone() };
+    let state = serde_json::to_vec_pretty(&state).map_err(|error| TrainError::Checkpoint(error.to_string()))?;
+    let moments: Vec<_> = variables
+        .iter()
+        .zip(&optimiser.moments)
+        .flat_map(|((name, variable), moments)| {
+            let tensor =
+                |kind: &str, values: &[f32]| (format!("{kind}.{name}"), variable.dims().to_vec(), values.to_vec());
+            [tensor("m", &moments.m), tensor("v", &moments.v)]
+        })
+        .collect();
+    let files = vec![
+        (CONFIG.to_owned(), adapter.config),
+        (WEIGHTS.to_owned(), adapter.weights),
+        (STATE.to_owned(), state),
+        (MOMENTS.to_owned(), safetensors::write(&moments)),
+    ];
+    Ok(Snapshot { step: progress.step, files })
+}
+
+/// The adapter's two files in a checkpoint.
+pub fn adapter(snapshot: &Snapshot) -> Result<AdapterFiles, TrainError> {
+    Ok(AdapterFiles { config: file(snapshot, CONFIG)?.to_vec(), weights: file(snapshot, WEIGHTS)?.to_vec() })
+}
+
+/// The state of a checkpoint that belongs to this run.
+pub fn progress(snapshot: &Snapshot, here: &Identity) -> Result<Progress, TrainError> {
+    let state: State = serde_json::from_slice(file(snapshot, STATE)?)
+        .map_err(|error| TrainError::Checkpoint(format!("{STATE} of the checkpoint: {error}")))?;
+    match state.identity.difference(here) {
+        Some(difference) => Err(TrainError::Checkpoint(format!("the checkpoint belongs to another run: {difference}"))),
+        None if state.progress.step != snapshot.step => Err(TrainError::Checkpoint(format!(
+            "the checkpoint is of step {}, not {}",
+            state.progress.step, snapshot.step
+        ))),
+        None => Ok(state.progress),
+    }
+}
+
+pub fn moments(snapshot: &Snapshot, variables: &[(String, Var)]) -> Result<Vec<Moments>, TrainError> {
+    let names: Vec<(String, Vec<usize>)> = variables
+        .iter()
+        .flat_map(|(name, variable)| ["m", "v"].map(|kind| (format!("{kind}.{name}"), variable.dims().to_vec())))
+        .collect();
+    let mut values = file::tensors(file(snapshot, MOMENTS)?, &names)?.into_iter();
+    let mut moments = Vec::with_capacity(variables.len());
+    while let (Some(m), Some(v)) = (values.next(), values.next()) {
+        moments.push(Moments { m, v });
+    }
+    Ok(moments)
+}
+
+fn file<'a>(snapshot: &'a Snapshot, name: &str) -> Result<&'a [u8], TrainError> {
+    let found = snapshot.files.iter().find(|(file, _)| file == name);
+    found
+        .map(|(_, bytes)| bytes.as_slice())
+        .ok_or_else(|| TrainError::Checkpoint(format!("{name} is missing in the checkpoint")))
+}
+
+/// The JSON pointer of the first value that differs.
+fn differing(a: &Value, b: &Value) -> Option<String> {
+    match (a, b) {
+        (Value::Object(left), Value::Object(right)) => {
+            left.keys().chain(right.keys()).find_map(|key| match (left.get(key), right.get(key)) {
+                (Some(a), Some(b)) => differing(a, b).map(|rest| format!("/{key}{rest}")),
+                _ => Some(format!("/{key}")),
+            })
+        }
+        (a, b) => (a != b).then(String::new),
+    }
+}
+
+fn hash_row(hash: &mut Sha256, row: &Example) {
+    hash.update((row.ids.len() as u64).to_le_bytes());
+    for (id, label) in row.ids.iter().zip(&row.labels) {
+        hash.update(id.to_le_bytes());
+        hash.update(label.map_or([0xFF; 5], |label| {
+            let [a, b, c, d] = label.to_le_bytes();
+            [0, a, b, c, d]
+        }));
+    }
+}

@@ -1,0 +1,50 @@
+//! The rows that a run can use.
+
+use super::{Run, TrainError, order};
+use crate::{data::Example, domain::Observer};
+
+pub struct Rows<'a> {
+    pub train: Vec<&'a Example>,
+    pub valid: Vec<&'a Example>,
+}
+
+impl<'a> Rows<'a> {
+    /// Leaves out what cannot be trained on, and says how much; holds rows out for validation when the spec asks for
+    /// it and no validation set is given.
+    pub fn choose(run: &Run<'a>, observer: &mut dyn Observer) -> Result<Self, TrainError> {
+        let training = &run.spec.training;
+        let mut train = usable(run, run.train, "training", observer)?;
+        let mut valid = usable(run, run.valid, "validation", observer)?;
+        if run.valid.is_empty() && training.validation_split > 0.0 {
+            let (kept, held) = order::holdout(run.spec.seed, training.validation_split, train.len());
+            valid = held.into_iter().map(|row| train[row]).collect();
+            train = kept.into_iter().map(|row| train[row]).collect();
+        }
+        if train.is_empty() {
+            let text = format!("none of the {} training rows has tokens to train on", run.train.len());
+            return Err(TrainError::Data(text));
+        }
+        if valid.is_empty() && training.early_stopping.is_some() {
+            let text = "early stopping needs validation rows; there are none, so the run goes to its end";
+            observer.message("warn", text).map_err(TrainError::Observer)?;
+        }
+        Ok(Self { train, valid })
+    }
+}
+
+fn usable<'a>(
+    run: &Run,
+    rows: &'a [Example],
+    set: &str,
+    observer: &mut dyn Observer,
+) -> Result<Vec<&'a Example>, TrainError> {
+    let limit = (run.spec.training.max_seq_len as usize).min(run.base.info.context);
+    let (fitting, long): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.ids.len() <= limit);
+    let (trained, idle): (Vec<_>, Vec<_>) = fitting.into_iter().partition(|row| row.trained() > 0);
+    let reasons = [(long.len(), format!("longer than {limit} tokens")), (idle.len(), "without a trained token".into())];
+    for (count, reason) in reasons.into_iter().filter(|(count, _)| *count > 0) {
+        let text = format!("{count} of {} {set} rows are left out: {reason}", rows.len());
+        observer.message("warn", &text).map_err(TrainError::Observer)?;
+    }
+    Ok(trained)
+}
