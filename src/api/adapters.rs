@@ -141,9 +141,8 @@ pub async fn import(
 ) -> Result<Json<AdapterObject>, ApiError> {
     let form = Multipart::from_request(request, &state).await;
     let mut form = form.map_err(|e| Problem::new(Fault::UnsupportedMedia, "unsupported_media_type", e.body_text()))?;
-    let broken = |e: axum::extract::multipart::MultipartError| {
-        Problem::new(Fault::Invalid, "invalid_multipart", e.body_text())
-    };
+    let broken =
+        |e: axum::extract::multipart::MultipartError| Problem::new(Fault::Invalid, "invalid_multipart", e.body_text());
     let (mut model, mut suffix, mut file) = (None, None, None);
     while let Some(mut field) = form.next_field().await.map_err(broken)? {
         match field.name().unwrap_or_default() {

@@ -225,11 +225,7 @@ pub async fn create(
     Ok(Json(answer.collect(pieces).await?).into_response())
 }
 
-async fn start(
-    state: &AppState,
-    project: &str,
-    request: &ChatRequest,
-) -> Result<(Vec<Generation>, Answer), Problem> {
+async fn start(state: &AppState, project: &str, request: &ChatRequest) -> Result<(Vec<Generation>, Answer), Problem> {
     let n = in_range("n", request.n.unwrap_or(1), 1, MAX_N)?;
     if request.stream_options.is_some() && request.stream != Some(true) {
         return Err(Problem::invalid("stream_options", "invalid_combination", "stream_options needs stream"));

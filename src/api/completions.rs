@@ -344,7 +344,9 @@ impl Answer {
                 counts[i] = tokens;
                 let chunk = piece.map(|piece| self.choice(index, piece, &mut places[i]));
                 let is_empty = |c: &CompletionChoice| {
-                    c.text.is_empty() && c.finish_reason.is_none() && c.logprobs.as_ref().is_none_or(|l| l.tokens.is_empty())
+                    c.text.is_empty()
+                        && c.finish_reason.is_none()
+                        && c.logprobs.as_ref().is_none_or(|l| l.tokens.is_empty())
                 };
                 if chunk.as_ref().is_ok_and(is_empty) {
                     continue;

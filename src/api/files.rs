@@ -3,7 +3,10 @@
 use axum::{
     Json,
     body::Body,
-    extract::{Multipart, State, multipart::Field},
+    extract::{
+        FromRequest, Multipart, Request, State,
+        multipart::{Field, MultipartError},
+    },
     http::header::{CONTENT_LENGTH, CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
@@ -24,7 +27,7 @@ use super::{
 };
 use crate::{
     domain::{FileRecord, FileReport},
-    service::{Problem, Service, fields::in_range},
+    service::{Fault, Problem, Service, fields::in_range},
     storage::{Key, StorageError, Stored},
 };
 
@@ -70,8 +73,8 @@ pub struct Upload {
     purpose: String,
 }
 
-fn broken(error: axum::extract::multipart::MultipartError) -> Problem {
-    Problem::new(crate::service::Fault::Invalid, "invalid_multipart", error.body_text())
+fn broken(error: MultipartError) -> Problem {
+    Problem::new(Fault::Invalid, "invalid_multipart", error.body_text())
 }
 
 /// Uploads a file. Training files are checked at once; `GET /v1/files/{id}/report` says more.
@@ -88,12 +91,10 @@ fn broken(error: axum::extract::multipart::MultipartError) -> Problem {
 pub async fn create(
     State(state): State<AppState>,
     Training(project): Training,
-    request: axum::extract::Request,
+    request: Request,
 ) -> Result<Json<FileObject>, ApiError> {
-    let form = axum::extract::FromRequest::from_request(request, &state).await;
-    let form = form.map_err(|e: axum::extract::multipart::MultipartRejection| {
-        Problem::new(crate::service::Fault::UnsupportedMedia, "unsupported_media_type", e.body_text())
-    })?;
+    let form = Multipart::from_request(request, &state).await;
+    let form = form.map_err(|e| Problem::new(Fault::UnsupportedMedia, "unsupported_media_type", e.body_text()))?;
     let mut parts = Parts::default();
     let filled = parts.fill(&state.service, form).await;
     let kept = match (filled, parts) {
@@ -156,7 +157,7 @@ impl Parts {
 /// Streams a field into the store, a few chunks in memory.
 async fn receive(service: &Service, field: &mut Field<'_>) -> Result<(String, Stored), Problem> {
     let (sender, receiver) = mpsc::channel::<Result<Bytes, StorageError>>(4);
-    let feed = async {
+    let feed = async move {
         loop {
             let chunk = match field.chunk().await {
                 Ok(Some(chunk)) => Ok(chunk),
@@ -168,10 +169,6 @@ async fn receive(service: &Service, field: &mut Field<'_>) -> Result<(String, St
                 return;
             }
         }
-    };
-    let feed = async move {
-        feed.await;
-        drop(sender);
     };
     let (stored, ()) = tokio::join!(service.receive(ReceiverStream::new(receiver).boxed()), feed);
     stored

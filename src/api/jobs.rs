@@ -194,14 +194,14 @@ macro_rules! steering {
     ($name:ident, $path:literal, $operation:literal, $wish:ident, $doc:literal) => {
         #[doc = $doc]
         #[utoipa::path(post, path = $path, operation_id = $operation, tag = "fine-tuning",
-            params(("job_id" = String, Path, description = "`ftjob-…`")),
-            responses(
-                (status = 200, description = "The job as it is now", body = JobObject),
-                (status = 400, description = "The job's state does not allow it", body = ErrorEnvelope),
-                (status = 401, description = "No or a wrong key", body = ErrorEnvelope),
-                (status = 403, description = "The key's scopes do not reach", body = ErrorEnvelope),
-                (status = 404, description = "No such job", body = ErrorEnvelope),
-            ))]
+                            params(("job_id" = String, Path, description = "`ftjob-…`")),
+                            responses(
+                                (status = 200, description = "The job as it is now", body = JobObject),
+                                (status = 400, description = "The job's state does not allow it", body = ErrorEnvelope),
+                                (status = 401, description = "No or a wrong key", body = ErrorEnvelope),
+                                (status = 403, description = "The key's scopes do not reach", body = ErrorEnvelope),
+                                (status = 404, description = "No such job", body = ErrorEnvelope),
+                            ))]
         pub async fn $name(
             State(state): State<AppState>,
             Training(project): Training,
@@ -212,8 +212,20 @@ macro_rules! steering {
     };
 }
 
-steering!(cancel, "/v1/fine_tuning/jobs/{job_id}/cancel", "cancelFineTuningJob", Cancel, "Cancels a job that has not ended; a running one stops within a step.");
-steering!(pause, "/v1/fine_tuning/jobs/{job_id}/pause", "pauseFineTuningJob", Pause, "Pauses a job: a checkpoint is written, and `resume` goes on from it.");
+steering!(
+    cancel,
+    "/v1/fine_tuning/jobs/{job_id}/cancel",
+    "cancelFineTuningJob",
+    Cancel,
+    "Cancels a job that has not ended; a running one stops within a step."
+);
+steering!(
+    pause,
+    "/v1/fine_tuning/jobs/{job_id}/pause",
+    "pauseFineTuningJob",
+    Pause,
+    "Pauses a job: a checkpoint is written, and `resume` goes on from it."
+);
 steering!(resume, "/v1/fine_tuning/jobs/{job_id}/resume", "resumeFineTuningJob", Resume, "Lets a paused job go on.");
 
 /// OpenAI's event object.

@@ -72,6 +72,6 @@ fn supervised() -> MethodObject {
         (status = 401, description = "No or a wrong key", body = ErrorEnvelope),
         (status = 403, description = "The key's scopes do not reach", body = ErrorEnvelope),
     ))]
-pub async fn list(Reading(_): Reading) -> Result<Json<MethodList>, ApiError> {
+pub async fn list(_project: Reading) -> Result<Json<MethodList>, ApiError> {
     Ok(Json(MethodList { object: "list".to_owned(), data: vec![lora(), supervised()] }))
 }

@@ -57,9 +57,7 @@ pub fn router(state: AppState) -> Router {
         .layer(SetRequestIdLayer::new(request_id.clone(), NewId))
         .layer(TraceLayer::new_for_http())
         .layer(PropagateRequestIdLayer::new(request_id))
-        .layer(CatchPanicLayer::custom(|_| {
-            error::ApiError(Problem::internal("a handler crashed")).into_response()
-        }))
+        .layer(CatchPanicLayer::custom(|_| error::ApiError(Problem::internal("a handler crashed")).into_response()))
         .layer(DefaultBodyLimit::max(MAX_JSON));
     router
         .route("/openapi.json", get(|| async { Json(super::document()) }))

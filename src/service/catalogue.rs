@@ -4,11 +4,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{Problem, Service};
-use crate::{
-    db::DbError,
-    domain::AdapterRecord,
-    inference::Resident,
-};
+use crate::{db::DbError, domain::AdapterRecord, inference::Resident};
 
 /// What a request's `model` means.
 #[derive(Clone)]

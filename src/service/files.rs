@@ -82,7 +82,12 @@ impl Service {
     }
 
     /// What a job on this base would make of a file.
-    pub async fn report(&self, file: &FileRecord, resident: &Resident, max_seq_len: u64) -> Result<FileReport, Problem> {
+    pub async fn report(
+        &self,
+        file: &FileRecord,
+        resident: &Resident,
+        max_seq_len: u64,
+    ) -> Result<FileReport, Problem> {
         let model = resident.base.info.id.clone();
         if let Some(report) = self.db.report(&file.id, &model, max_seq_len).await? {
             return Ok(report);

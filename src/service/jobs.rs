@@ -65,7 +65,9 @@ impl Service {
         let method = body.method.clone().unwrap_or_else(|| json!({"type": "supervised"}));
         let objective = ObjectiveSpec::from_json(&method)?;
         let hyper = match (&body.hyperparameters, Hyperparameters::from_method(&method)?) {
-            (Some(old), new) if new == Hyperparameters::default() => Hyperparameters::from_json(old, "hyperparameters")?,
+            (Some(old), new) if new == Hyperparameters::default() => {
+                Hyperparameters::from_json(old, "hyperparameters")?
+            }
             (Some(_), _) => {
                 let message = "hyperparameters stand in method already: leave the older field out";
                 return Err(Problem::invalid("hyperparameters", "given_twice", message));

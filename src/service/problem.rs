@@ -45,7 +45,10 @@ impl Problem {
     }
 
     pub fn not_found(what: &str, id: &str) -> Self {
-        Self { param: Some("id".to_owned()), ..Self::new(Fault::NotFound, "not_found", format!("no such {what}: {id}")) }
+        Self {
+            param: Some("id".to_owned()),
+            ..Self::new(Fault::NotFound, "not_found", format!("no such {what}: {id}"))
+        }
     }
 
     pub fn model_not_found(model: &str) -> Self {
