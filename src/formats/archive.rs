@@ -94,6 +94,10 @@ fn read_tar(bytes: &[u8], found: &mut Found) -> Result<(), FormatError> {
         if !kind.is_file() && !kind.is_dir() {
             return Err(invalid(format!("{} is a link or a device; an adapter holds plain files", shown(&path))));
         }
+        // The reader ends early at the end of its input and calls that a file.
+        if entry.raw_file_position().saturating_add(entry.size()) > bytes.len() as u64 {
+            return Err(invalid(format!("the tar archive ends within {}", shown(&path))));
+        }
         found.entry(&path, kind.is_file(), entry)?;
     }
     Ok(())
