@@ -68,10 +68,7 @@ fn another_alignment_moves_the_data() {
 fn magic_version_and_counts_are_checked() {
     assert_eq!(refusal_of(vec![]), "gguf header: the magic number needs 4 bytes, 0 are left");
     assert_eq!(refusal_of(b"GGML0000".to_vec()), "not a gguf file: it does not start with GGUF");
-    assert_eq!(
-        refusal(&Builder { version: 1, ..small() }),
-        "gguf version 1 is not supported, only 2 and 3 are"
-    );
+    assert_eq!(refusal(&Builder { version: 1, ..small() }), "gguf version 1 is not supported, only 2 and 3 are");
     assert_eq!(
         refusal(&Builder { n_tensors: Some(u64::MAX), ..small() }),
         "gguf header: 18446744073709551615 tensors are above the limit of 65536"
@@ -125,7 +122,7 @@ fn tensors_are_checked() {
     assert_eq!(one(|t| t.name = b"a".to_vec()), "tensor a is there twice");
     assert_eq!(one(|t| t.name = vec![0xc3]), "gguf header: a tensor's name is not valid utf-8");
     assert_eq!(one(|t| t.offset = Some(16)), "tensor b: offset 16 is not a multiple of 32");
-    assert_eq!(one(|t| t.offset = Some(0)), "tensors a and b overlap");
+    assert_eq!(one(|t| t.offset = Some(0)), "tensors b and a overlap");
     let outside = one(|t| t.offset = Some(u64::MAX - 31));
     assert!(outside.starts_with("tensor b: 20 bytes at offset 18446744073709551584 lie outside"), "{outside}");
 }

@@ -51,7 +51,10 @@ fn what_is_written_is_read_by_us_and_by_the_reference() {
     for (name, shape, values) in &tensors {
         let tensor = ours.tensor(name).unwrap();
         assert_eq!((tensor.shape, tensor.to_f32().unwrap()), (&shape[..], values.clone()));
-        assert_eq!((theirs.tensor(name).unwrap().shape(), theirs.tensor(name).unwrap().data()), (&shape[..], tensor.data));
+        assert_eq!(
+            (theirs.tensor(name).unwrap().shape(), theirs.tensor(name).unwrap().data()),
+            (&shape[..], tensor.data)
+        );
     }
 }
 
