@@ -2,4 +2,5 @@
 
 pub mod gguf;
 pub mod package;
+pub mod server;
 pub mod tiny;

@@ -1,0 +1,7 @@
+//! The wire, asked by a plain HTTP client of the real binary.
+
+mod access;
+mod bad_input;
+mod lists;
+mod sampling;
+mod text;
