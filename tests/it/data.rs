@@ -73,7 +73,6 @@ fn lines_that_are_no_rows_are_named() {
     check_bad(format!("\u{feff}{GOOD}"), "invalid_json");
     check_bad(format!("{GOOD}{GOOD}"), "invalid_json");
     check_bad(GOOD.replace("yo", r"\ud800"), "invalid_json");
-    check_bad(GOOD.replace("yo", &"[".repeat(100_000)).replace('"', ""), "invalid_json");
     check_bad(format!(r#"{{"messages":{}"#, "[".repeat(100_000)), "invalid_json");
     check_bad(b"{\"prompt\":\"\xff\",\"completion\":\"a\"}", "invalid_utf8");
     check_bad(GOOD.replace("yo", &"y".repeat(MAX_LINE_BYTES + (1 << 20))), "line_too_long");
@@ -166,13 +165,12 @@ fn the_assistants_words_and_their_end_are_trained() {
     assert_eq!(trained(GOOD), ["yo<|im_end|>"]);
     let turns = [("system", "be brief"), ("user", "a"), ("assistant", "b c"), ("user", "d"), ("assistant", "é\n")];
     assert_eq!(trained(messages(&turns)), ["b c<|im_end|>", "é\n<|im_end|>"]);
+    let quoting = [("user", "a"), ("assistant", "b<|im_end|>c")];
+    assert_eq!(trained(messages(&quoting)), ["b<|im_end|>c<|im_end|>"]);
     let example = examples(GOOD).remove(0);
     assert_eq!(example.labels.len(), example.ids.len());
     let places: Vec<_> = (0..example.ids.len()).filter(|i| example.labels[*i].is_some()).collect();
-    assert_eq!(
-        places.iter().map(|i| example.ids[*i]).collect::<Vec<_>>(),
-        [u32::from(b'y') - 33, u32::from(b'o') - 33, IM_END]
-    );
+    assert_eq!(places.iter().map(|i| example.ids[*i]).collect::<Vec<_>>(), [u32::from(b'y'), u32::from(b'o'), IM_END]);
     assert_eq!(example.trained(), 3);
 }
 
