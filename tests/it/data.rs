@@ -244,8 +244,8 @@ fn rows_of_ids_are_taken_as_they_are() {
 #[test]
 fn equal_rows_are_counted() {
     let same = r#" {"messages": [{"role":"user","content":"hi"}, {"role":"assistant","content":"yo"}]}"#;
-    let report = report(format!("{GOOD}\n{same}\n{}\n{GOOD}\n", GOOD.replace("yo", "ya")));
-    assert_eq!((report.rows, report.usable_rows, report.duplicate_rows), (4, 4, 2));
+    let report = report(format!("{GOOD}\n{same}\n{}\n{GOOD}\n{GOOD}\n", GOOD.replace("yo", "ya")));
+    assert_eq!((report.rows, report.usable_rows, report.duplicate_rows), (5, 5, 3));
 }
 
 #[test]
