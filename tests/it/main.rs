@@ -2,6 +2,7 @@
 
 mod architecture;
 mod data;
+mod formats;
 mod model;
 mod support;
 mod text;

@@ -1,4 +1,5 @@
 //! What several tests need.
 
+pub mod gguf;
 pub mod package;
 pub mod tiny;
