@@ -2,6 +2,7 @@
 
 mod api;
 mod architecture;
+mod data;
 mod formats;
 mod model;
 mod openapi;
