@@ -3,5 +3,6 @@
 mod architecture;
 mod formats;
 mod model;
+mod outbound;
 mod support;
 mod text;
