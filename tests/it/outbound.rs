@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use attune::outbound::{Hub, PullError, Source, pull};
+use attune::outbound::{Hub, PullError, Source, pull_from};
 use axum::{
     Json, Router,
     extract::{Request, State},
@@ -64,7 +64,7 @@ async fn answer(State(shelf): State<Arc<Shelf>>, request: Request) -> Response {
         return StatusCode::UNAUTHORIZED.into_response();
     }
     if path == "/api/models/org/repo/revision/main" || path == "/api/models/org/repo/revision/refs%2Fpr%2F1" {
-        let siblings: Vec<_> = shelf.files.iter().map(|(name, data)| {
+        let siblings = shelf.files.iter().map(|(name, data)| {
             let size = shelf.sizes.get(name).copied().unwrap_or(data.len() as u64);
             let hash = shelf.hashes.get(name).cloned().unwrap_or_else(|| hex::encode(Sha256::digest(data)));
             match name.ends_with(".safetensors") {
@@ -105,7 +105,7 @@ impl Site {
     }
 
     async fn pull(&self, source: &str) -> Result<std::path::PathBuf, PullError> {
-        pull(&Source::parse(source).unwrap(), &self.hub, self.cache.path()).await
+        pull_from(&Source::parse(source).unwrap(), &self.hub, self.cache.path()).await
     }
 
     async fn refusal(&self, source: &str) -> String {
