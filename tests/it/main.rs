@@ -6,6 +6,7 @@ mod data;
 mod formats;
 mod model;
 mod openapi;
+mod outbound;
 mod sdk;
 mod support;
 mod text;
