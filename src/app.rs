@@ -15,7 +15,7 @@ use fs4::fs_std::FileExt;
 use tokio::net::TcpListener;
 
 use crate::{
-    api::{self, AppState},
+    api::{self, AppState, serve},
     config::{Config, Pull},
     db::Db,
     domain::{ApiKey, Scope, id},
@@ -23,7 +23,6 @@ use crate::{
     jobs::{self, Worker},
     model::{Base, kernels::Isa},
     outbound::{self, Source},
-    serve,
     service::Service,
     storage::{self, S3Settings},
     text::Text,

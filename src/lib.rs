@@ -31,5 +31,4 @@ pub mod api;
 pub mod app;
 pub mod config;
 pub mod quickstart;
-pub mod serve;
 pub mod telemetry;

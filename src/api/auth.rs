@@ -17,8 +17,10 @@ use crate::{
 pub struct Training(pub String);
 /// May generate text.
 pub struct Inference(pub String);
-/// May look at things.
+/// May look at files, jobs and adapters.
 pub struct Reading(pub String);
+/// May look at the models: whoever uses them must find them.
+pub struct Listing(pub String);
 
 async fn project(parts: &Parts, state: &AppState, needed: &[Scope]) -> Result<String, ApiError> {
     let unauthorized = |message: &str| Problem::new(Fault::Unauthorized, "invalid_api_key", message);
@@ -52,4 +54,5 @@ macro_rules! extractor {
 
 extractor!(Training, Training);
 extractor!(Inference, Inference);
-extractor!(Reading, Read, Training, Inference);
+extractor!(Reading, Read, Training);
+extractor!(Listing, Read, Training, Inference);

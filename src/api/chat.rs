@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     domain::id,
-    inference::TokenLogprob,
+    inference::{Resident, TokenLogprob},
     jobs::now,
     service::{
         Problem,
@@ -27,7 +27,6 @@ use crate::{
         fields::{Unsupported, in_range, read, refuse_unsupported},
         generate::{Generation, MAX_N, Piece, SamplingFields, Stop, Wanted},
     },
-    text::Text,
 };
 
 /// What OpenAI documents and this server does not do, yet.
@@ -169,7 +168,6 @@ pub struct ChatLogprob {
     pub token: String,
     pub logprob: f32,
     pub bytes: Vec<u8>,
-    #[schema(no_recursion)]
     pub top_logprobs: Vec<TopLogprob>,
 }
 
@@ -181,8 +179,8 @@ pub struct TopLogprob {
 }
 
 impl ChatLogprob {
-    fn new(text: &Text, found: &TokenLogprob) -> Self {
-        let of = |id: u32| text.tokenizer.token_bytes(id);
+    fn new(resident: &Resident, found: &TokenLogprob) -> Self {
+        let of = |id: u32| resident.text.tokenizer.token_bytes(id);
         let shown = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let top = found.top.iter().map(|(id, logprob)| {
             let bytes = of(*id);
@@ -284,7 +282,7 @@ async fn start(state: &AppState, project: &str, request: &ChatRequest) -> Result
         id: id::new("chatcmpl-"),
         model: model.name,
         fingerprint,
-        text: model.resident.text,
+        resident: model.resident,
         prompt_tokens: prompt.len() as u64,
         n,
         with_logprobs: logprobs.is_some(),
@@ -297,7 +295,7 @@ struct Answer {
     id: String,
     model: String,
     fingerprint: String,
-    text: std::sync::Arc<Text>,
+    resident: Resident,
     prompt_tokens: u64,
     n: u64,
     with_logprobs: bool,
@@ -334,7 +332,7 @@ impl Answer {
                 content.push_str(&text);
             }
             if let (Some(all), Some(found)) = (&mut choice.logprobs, token) {
-                all.content.push(ChatLogprob::new(&self.text, &found));
+                all.content.push(ChatLogprob::new(&self.resident, &found));
             }
             choice.finish_reason = reason;
         }
@@ -364,7 +362,7 @@ impl Answer {
                     Err(problem) => Err(problem),
                     Ok((text, token, reason)) => {
                         let logprobs = token.map(|found| ChatLogprobs {
-                            content: vec![ChatLogprob::new(&self.text, &found)],
+                            content: vec![ChatLogprob::new(&self.resident, &found)],
                             refusal: None,
                         });
                         if text.is_empty() && logprobs.is_none() && reason.is_none() {

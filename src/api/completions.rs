@@ -5,6 +5,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
+use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
@@ -20,7 +21,7 @@ use super::{
 };
 use crate::{
     domain::id,
-    inference::TokenLogprob,
+    inference::{Resident, TokenLogprob},
     jobs::now,
     service::{
         Problem,
@@ -28,7 +29,6 @@ use crate::{
         fields::{Unsupported, in_range, read, refuse_unsupported},
         generate::{Generation, MAX_N, Piece, SamplingFields, Stop, Wanted},
     },
-    text::Text,
 };
 
 const UNSUPPORTED: [Unsupported; 4] = [
@@ -107,29 +107,36 @@ pub struct CompletionChoice {
     pub finish_reason: Option<String>,
 }
 
-/// A place a token. Offsets count code points of the text.
+/// A place a token. Offsets count code points of the text; a token that goes on with a character has that character's.
+/// A token that is no text by itself is shown by its bytes, as `bytes:\xe2\x80`.
 #[derive(Debug, Default, Serialize, ToSchema)]
 pub struct CompletionLogprobs {
     pub tokens: Vec<String>,
     pub token_logprobs: Vec<Option<f32>>,
     #[schema(value_type = Vec<Option<std::collections::HashMap<String, f32>>>)]
-    pub top_logprobs: Vec<Option<Map<String, Value>>>,
+    pub top_logprobs: Vec<Option<IndexMap<String, f32>>>,
     pub text_offset: Vec<u64>,
 }
 
 impl CompletionLogprobs {
     /// `at` is the text's length in code points before the token; returns it behind the token.
-    fn push(&mut self, text: &Text, id: u32, found: Option<&TokenLogprob>, at: u64) -> u64 {
-        let shown = |id: u32| String::from_utf8_lossy(&text.tokenizer.token_bytes(id)).into_owned();
-        let token = shown(id);
-        let behind = at + token.chars().count() as u64;
-        self.tokens.push(token);
+    fn push(&mut self, resident: &Resident, id: u32, found: Option<&TokenLogprob>, at: u64) -> u64 {
+        let bytes = |id: u32| resident.text.tokenizer.token_bytes(id);
+        let begins = |byte: &u8| byte & 0xC0 != 0x80;
+        let own = bytes(id);
+        self.text_offset.push(if own.first().is_none_or(begins) { at } else { at.saturating_sub(1) });
         self.token_logprobs.push(found.map(|f| f.logprob));
-        let top = found.map(|f| f.top.iter().map(|(id, logprob)| (shown(*id), (*logprob).into())).collect());
-        self.top_logprobs.push(top);
-        self.text_offset.push(at);
-        behind
+        let top = |f: &TokenLogprob| f.top.iter().map(|(id, logprob)| (shown(&bytes(*id)), *logprob)).collect();
+        self.top_logprobs.push(found.map(top));
+        self.tokens.push(shown(&own));
+        at + own.iter().filter(|byte| begins(byte)).count() as u64
     }
+}
+
+/// A token as text, or by its bytes: two different ones are never shown alike.
+fn shown(bytes: &[u8]) -> String {
+    let hex = || bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect::<String>();
+    std::str::from_utf8(bytes).map_or_else(|_| format!("bytes:{}", hex()), str::to_owned)
 }
 
 /// Completes prompts.
@@ -233,7 +240,7 @@ async fn start(
         id: id::new("cmpl-"),
         model: model.name,
         fingerprint,
-        text: model.resident.text,
+        resident: model.resident,
         // A prompt counts once, however many completions it has.
         prompt_tokens: generations.iter().step_by(n as usize).map(|g| g.prompt.len() as u64).sum(),
         prompts: generations.iter().map(|g| g.prompt.clone()).collect(),
@@ -247,7 +254,7 @@ struct Answer {
     id: String,
     model: String,
     fingerprint: String,
-    text: std::sync::Arc<Text>,
+    resident: Resident,
     prompt_tokens: u64,
     prompts: Vec<Vec<u32>>,
     echo: bool,
@@ -275,13 +282,13 @@ impl Answer {
             Piece::Prompt(found) => {
                 for (id, found) in self.prompts[index as usize].iter().zip(&found) {
                     if let Some(logprobs) = &mut logprobs {
-                        *at = logprobs.push(&self.text, *id, found.as_ref(), *at);
+                        *at = logprobs.push(&self.resident, *id, found.as_ref(), *at);
                     }
                 }
             }
             Piece::Text { text: piece, token } => {
                 if let (Some(logprobs), Some((id, found))) = (&mut logprobs, token) {
-                    *at = logprobs.push(&self.text, id, found.as_ref(), *at);
+                    *at = logprobs.push(&self.resident, id, found.as_ref(), *at);
                 }
                 text = piece;
             }
@@ -295,7 +302,7 @@ impl Answer {
         if !self.echo {
             return Ok(String::new());
         }
-        Ok(self.text.tokenizer.decode(&self.prompts[index as usize], false)?)
+        Ok(self.resident.text.tokenizer.decode(&self.prompts[index as usize], false)?)
     }
 
     async fn collect(&self, mut pieces: Pieces) -> Result<Completion, Problem> {

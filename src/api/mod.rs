@@ -14,6 +14,7 @@ mod methods;
 mod models;
 mod openapi;
 mod router;
+pub mod serve;
 mod stream;
 
 use std::sync::{

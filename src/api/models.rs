@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 
 use super::{
     AppState,
-    auth::{Reading, Training},
+    auth::{Listing, Training},
     error::{ApiError, ErrorEnvelope},
     extract::Id,
 };
@@ -33,7 +33,7 @@ pub struct Deleted {
         (status = 401, description = "No or a wrong key", body = ErrorEnvelope),
         (status = 403, description = "The key's scopes do not reach", body = ErrorEnvelope),
     ))]
-pub async fn list(State(state): State<AppState>, Reading(project): Reading) -> Result<Json<ModelList>, ApiError> {
+pub async fn list(State(state): State<AppState>, Listing(project): Listing) -> Result<Json<ModelList>, ApiError> {
     let data = state.service.model_objects(&project).await?;
     Ok(Json(ModelList { object: "list".to_owned(), data }))
 }
@@ -49,7 +49,7 @@ pub async fn list(State(state): State<AppState>, Reading(project): Reading) -> R
     ))]
 pub async fn retrieve(
     State(state): State<AppState>,
-    Reading(project): Reading,
+    Listing(project): Listing,
     Id(model): Id,
 ) -> Result<Json<ModelObject>, ApiError> {
     Ok(Json(state.service.model_object(&project, &model).await?))

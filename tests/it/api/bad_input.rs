@@ -99,7 +99,8 @@ async fn a_dataset_with_a_bad_line_is_named_by_line() {
 async fn rows_above_the_context_are_counted_and_never_cut() {
     let server = Server::start();
     let client = server.client();
-    let long = json!({"messages": [{"role": "user", "content": "a".repeat(600)}, {"role": "assistant", "content": "b"}]});
+    let long =
+        json!({"messages": [{"role": "user", "content": "a".repeat(600)}, {"role": "assistant", "content": "b"}]});
     let all_long = client.upload(format!("{long}\n{long}\n")).await.ok();
     let body = json!({"model": BASE, "training_file": all_long["id"]});
     let message = client.post(JOBS, &body).await.error(400, "dataset_empty", Some("training_file"));
@@ -109,7 +110,8 @@ async fn rows_above_the_context_are_counted_and_never_cut() {
     let job = client.trained(mixed["id"].as_str().unwrap()).await;
     assert_eq!(job["status"], "succeeded", "{job}");
     let events = client.events(job["id"].as_str().unwrap(), None).await;
-    let warnings: Vec<&Value> = events.iter().filter(|(_, e)| e["level"] == "warn").map(|(_, e)| &e["message"]).collect();
+    let warnings: Vec<&Value> =
+        events.iter().filter(|(_, e)| e["level"] == "warn").map(|(_, e)| &e["message"]).collect();
     assert!(warnings.iter().any(|w| w.as_str().unwrap().contains('2')), "{warnings:?}");
 }
 
@@ -295,7 +297,8 @@ async fn a_job_that_has_ended_cannot_be_steered() {
     let id = job["id"].as_str().unwrap();
     for verb in ["cancel", "pause", "resume"] {
         // As the SDKs send it: a content type and no body.
-        let sent = client.request(Method::POST, &format!("{JOBS}/{id}/{verb}")).header("content-type", "application/json");
+        let sent =
+            client.request(Method::POST, &format!("{JOBS}/{id}/{verb}")).header("content-type", "application/json");
         let message = answer(sent).await.error(400, "invalid_job_state", None);
         assert!(message.contains("succeeded") && message.contains(verb), "{message}");
     }
@@ -312,7 +315,8 @@ async fn a_job_can_be_paused_resumed_and_cancelled() {
     let id = job["id"].as_str().unwrap();
     client.delete(&format!("/v1/files/{file}")).await.error(409, "file_in_use", None);
     let steer = |verb: &str| {
-        let sent = client.request(Method::POST, &format!("{JOBS}/{id}/{verb}")).header("content-type", "application/json");
+        let sent =
+            client.request(Method::POST, &format!("{JOBS}/{id}/{verb}")).header("content-type", "application/json");
         answer(sent)
     };
     steer("pause").await.ok();

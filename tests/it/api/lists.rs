@@ -79,7 +79,8 @@ async fn the_parts_of_an_upload_come_in_any_order() {
 async fn a_report_counts_what_a_job_would_see() {
     let server = Server::start();
     let client = server.client();
-    let long = json!({"messages": [{"role": "user", "content": "a ".repeat(600)}, {"role": "assistant", "content": "b"}]});
+    let long =
+        json!({"messages": [{"role": "user", "content": "a ".repeat(600)}, {"role": "assistant", "content": "b"}]});
     let rows = format!("{}{}{long}\n", chat_rows(2), chat_rows(1));
     let file = client.upload(rows).await.ok();
     let report = client.get(&format!("/v1/files/{}/report", file["id"].as_str().unwrap())).await.ok();

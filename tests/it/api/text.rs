@@ -49,7 +49,10 @@ async fn a_streamed_chat_says_what_a_whole_one_says() {
         }
         assert!(chunks.iter().all(|c| c["object"] == "chat.completion.chunk" && c["id"] == chunks[0]["id"]));
         // `<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n`, a token a byte but for the special ones.
-        assert_eq!(whole["usage"], json!({"prompt_tokens": 24, "completion_tokens": 12 * n, "total_tokens": 24 + 12 * n}));
+        assert_eq!(
+            whole["usage"],
+            json!({"prompt_tokens": 24, "completion_tokens": 12 * n, "total_tokens": 24 + 12 * n})
+        );
     }
 }
 
@@ -86,6 +89,9 @@ async fn echo_scores_the_prompt() {
     assert_eq!(scored["usage"], json!({"prompt_tokens": n, "completion_tokens": 0, "total_tokens": n}));
     let logprobs = choice["logprobs"]["token_logprobs"].as_array().unwrap();
     assert_eq!(logprobs.len(), n);
+    // The two bytes of the second character.
+    assert_eq!(choice["logprobs"]["tokens"], json!(["h", "bytes:\\xc3", "bytes:\\xa9", "!"]));
+    assert_eq!(choice["logprobs"]["text_offset"], json!([0, 1, 1, 2]));
     assert!(logprobs[0].is_null() && logprobs[1..].iter().all(|l| l.as_f64().unwrap() < 0.0), "{logprobs:?}");
     // Scores do not depend on what follows.
     let body = json!({"model": BASE, "prompt": prompt, "max_tokens": 3, "echo": true, "logprobs": 2, "temperature": 0,
@@ -95,7 +101,9 @@ async fn echo_scores_the_prompt() {
     assert_eq!((all.len(), &all[..n]), (n + 3, &logprobs[..]));
     assert!(longer["choices"][0]["text"].as_str().unwrap().starts_with(prompt));
     // The greedy choice is the best of its alternatives.
-    for (logprob, top) in all[n..].iter().zip(&longer["choices"][0]["logprobs"]["top_logprobs"].as_array().unwrap()[n..]) {
+    for (logprob, top) in
+        all[n..].iter().zip(&longer["choices"][0]["logprobs"]["top_logprobs"].as_array().unwrap()[n..])
+    {
         let best = top.as_object().unwrap().values().map(|v| v.as_f64().unwrap()).fold(f64::MIN, f64::max);
         assert_eq!(logprob.as_f64().unwrap(), best);
     }
@@ -141,7 +149,8 @@ async fn a_tuned_model_answers_differently_and_its_base_as_before() {
     assert_eq!((&object["parent"], &object["id"]), (&json!(BASE), &json!(model)));
     assert_eq!(tuned["system_fingerprint"], object["adapter_generation"]);
     // The last checkpoint is the result.
-    let checkpoints = client.get(&format!("/v1/fine_tuning/jobs/{}/checkpoints", job["id"].as_str().unwrap())).await.ok();
+    let checkpoints =
+        client.get(&format!("/v1/fine_tuning/jobs/{}/checkpoints", job["id"].as_str().unwrap())).await.ok();
     let last = checkpoints["data"][0]["fine_tuned_model_checkpoint"].as_str().unwrap();
     assert_eq!(last, format!("{model}:ckpt-step-2"));
     let same = client.post(CHAT, &chat(json!({"model": last, "logprobs": true}))).await.ok();

@@ -2,5 +2,7 @@
 
 pub mod gguf;
 pub mod package;
+pub mod quantised;
 pub mod server;
 pub mod tiny;
+pub mod training;

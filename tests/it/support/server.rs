@@ -59,10 +59,8 @@ impl Server {
 
     /// A new key, made by the command line beside the running server.
     pub fn create_key(&self, project: &str, scopes: &str) -> String {
-        let output = attune(&self.data)
-            .args(["keys", "create", "--project", project, "--scopes", scopes])
-            .output()
-            .unwrap();
+        let output =
+            attune(&self.data).args(["keys", "create", "--project", project, "--scopes", scopes]).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
