@@ -187,17 +187,14 @@ async fn the_token_opens_a_private_model() {
 #[tokio::test]
 async fn what_comes_wrong_is_refused_and_leaves_nothing() {
     let weights = "model-00001-of-00002.safetensors";
-    let spoilt: [(fn(&mut Shelf), &str); 3] = [
-        (
-            |shelf| _ = shelf.sizes.insert("model-00001-of-00002.safetensors", 300_001),
-            "came with 300000 bytes, not 300001",
-        ),
-        (|shelf| _ = shelf.sizes.insert("model-00001-of-00002.safetensors", 10), "bytes, not 10"),
-        (|shelf| _ = shelf.hashes.insert("model-00001-of-00002.safetensors", "00".repeat(32)), "came damaged"),
+    let with_size = |size| Shelf { sizes: [(weights, size)].into(), ..Shelf::model() };
+    let with_hash = Shelf { hashes: [(weights, "00".repeat(32))].into(), ..Shelf::model() };
+    let spoilt = [
+        (with_size(300_001), "came with 300000 bytes, not 300001"),
+        (with_size(10), "bytes, not 10"),
+        (with_hash, "came damaged"),
     ];
-    for (spoil, part) in spoilt {
-        let mut shelf = Shelf::model();
-        spoil(&mut shelf);
+    for (shelf, part) in spoilt {
         let site = Site::new(shelf).await;
         let message = site.refusal("hf:org/repo").await;
         assert!(message.contains(weights) && message.contains(part), "{message}");

@@ -69,7 +69,7 @@ fn prompt_ids(text: &Text, messages: &[Value]) -> Vec<u32> {
     text.tokenizer.encode(&prompt, true).unwrap()
 }
 
-// The expected ids of SmolLM2 come from Python: `tokenizers` 0.22 with the vocabulary and merges of the same file in a
+// The expected ids of SmolLM2 come from Python: `tokenizers` 0.23.3 with the vocabulary and merges of the same file in a
 // `models.BPE`, `pre_tokenizers.Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])` as in the
 // model's tokenizer.json, its control tokens added as special ones; the prompt rendered by `jinja2` with trim_blocks and
 // lstrip_blocks from the file's template.
