@@ -1,5 +1,8 @@
 //! One integration binary: all of it links once.
 
+mod golden;
+mod methods;
 mod model;
 mod support;
 mod text;
+mod trainer;
