@@ -14,6 +14,9 @@ use half::{bf16, f16};
 pub enum FormatError {
     #[error("{0}")]
     Invalid(String),
+    /// Weights as a pickle: refused whatever they hold, since reading them runs code.
+    #[error("{0}")]
+    Pickle(String),
     #[error("{path}: {source}")]
     Io { path: String, source: std::io::Error },
 }

@@ -1,7 +1,7 @@
 //! One integration binary: all of it links once.
 
+mod architecture;
 mod golden;
-mod methods;
 mod model;
 mod support;
 mod text;
