@@ -54,7 +54,7 @@ fn rows() -> Vec<Example> {
 fn forward(base: &Base, rows: &[Example], hook: Option<Arc<dyn Hook>>) -> (Tensor, Tensor) {
     let sequences = rows.iter().map(|row| Sequence { tokens: &row.ids, hook: hook.clone(), cache: None }).collect();
     let hidden = base.forward(&mut Batch { sequences, train: None }).unwrap();
-    let targets = supervised::targets(&rows.iter().collect::<Vec<_>>());
+    let targets = supervised::targets(rows.iter().map(|row| row.labels.as_slice()));
     let loss = base.cross_entropy(&hidden, &targets, hook.as_deref()).unwrap().loss;
     (hidden, loss)
 }

@@ -2,6 +2,7 @@
 
 mod architecture;
 mod golden;
+mod methods;
 mod model;
 mod support;
 mod text;

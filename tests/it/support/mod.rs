@@ -1,5 +1,6 @@
 //! What several tests need.
 
 pub mod package;
+pub mod quantised;
 pub mod tiny;
 pub mod training;
