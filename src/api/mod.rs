@@ -1,1 +1,50 @@
-//! api
+//! HTTP: the route table, and one file a resource. Handlers read a request, ask the service, write the answer.
+
+mod adapters;
+mod auth;
+mod chat;
+mod completions;
+mod error;
+mod extract;
+mod files;
+mod health;
+mod jobs;
+mod list;
+mod methods;
+mod models;
+mod openapi;
+mod router;
+mod stream;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+pub use openapi::document;
+pub use router::router;
+
+use crate::service::Service;
+
+/// What handlers get.
+#[derive(Clone)]
+pub struct AppState {
+    pub service: Service,
+    /// Cleared while the process stops: load balancers look elsewhere.
+    ready: Arc<AtomicBool>,
+}
+
+impl AppState {
+    pub fn new(service: Service) -> Self {
+        Self { service, ready: Arc::new(AtomicBool::new(true)) }
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    /// From now on load balancers look elsewhere, and followers of jobs are let go.
+    pub fn drain(&self) {
+        self.ready.store(false, Ordering::Relaxed);
+    }
+}

@@ -1,1 +1,37 @@
-//! service
+//! What a handler asks for: requests checked against bases and files, names resolved, text generated, adapters moved
+//! in and out. No HTTP.
+
+pub mod adapters;
+pub mod catalogue;
+pub mod chat;
+pub mod fields;
+pub mod files;
+pub mod generate;
+pub mod jobs;
+pub mod problem;
+pub mod stop;
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+pub use problem::{Fault, Problem};
+
+use crate::{
+    db::Db,
+    inference::{Bases, Handle},
+    storage::BlobStore,
+};
+
+/// What the service works with. Cheap to clone.
+#[derive(Clone)]
+pub struct Service {
+    pub db: Db,
+    pub store: Arc<dyn BlobStore>,
+    pub bases: Bases,
+    pub engine: Handle,
+    /// Wakes the worker in this process when a job is queued.
+    pub wake: Arc<Notify>,
+    /// The largest file that an upload may bring, in bytes.
+    pub max_upload: u64,
+}

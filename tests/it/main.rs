@@ -1,6 +1,7 @@
 //! One integration binary: all of it links once.
 
 mod architecture;
+mod formats;
 mod golden;
 mod methods;
 mod model;

@@ -4,8 +4,6 @@
 //! left, products and offsets with checked arithmetic, tensors against the end of the file and each other.
 
 mod cursor;
-#[cfg(test)]
-mod tests;
 
 use std::path::Path;
 

@@ -1,8 +1,6 @@
 //! safetensors: validated headers over a memory map or bytes, and a writer.
 
 mod header;
-#[cfg(test)]
-mod tests;
 
 use std::path::Path;
 

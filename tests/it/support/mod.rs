@@ -1,5 +1,6 @@
 //! What several tests need.
 
+pub mod gguf;
 pub mod package;
 pub mod quantised;
 pub mod tiny;

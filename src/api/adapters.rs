@@ -1,0 +1,209 @@
+//! `/v1/adapters`: adapters as files.
+
+use axum::{
+    Json,
+    extract::{FromRequest, Multipart, Request, State},
+    http::header::{CONTENT_DISPOSITION, CONTENT_TYPE},
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::{
+    AppState,
+    auth::{Reading, Training},
+    error::{ApiError, ErrorEnvelope},
+    extract::{Id, Query},
+    list::{List, Paging},
+};
+use crate::{
+    domain::AdapterRecord,
+    inference::Residency,
+    service::{Fault, Problem, adapters::Packing},
+};
+
+/// A trained or imported adapter.
+#[derive(Serialize, ToSchema)]
+pub struct AdapterObject {
+    /// `adapter-…`
+    pub id: String,
+    /// Always `adapter`.
+    pub object: String,
+    /// What requests put into `model`.
+    pub model: String,
+    /// The base.
+    pub parent: String,
+    /// `lora`, …
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// SHA-256 of its files: the same bytes, the same generation.
+    pub generation: String,
+    pub bytes: i64,
+    /// Unix seconds.
+    pub created_at: i64,
+    /// The job that made it; null for imports.
+    pub fine_tuning_job_id: Option<String>,
+    /// The step of a checkpoint.
+    pub step_number: Option<i64>,
+    /// Whether it is in memory now.
+    pub resident: bool,
+    /// Requests that it served since it was loaded.
+    pub hits: u64,
+}
+
+impl AdapterObject {
+    fn new(record: AdapterRecord, resident: &[Residency]) -> Self {
+        let found = resident.iter().find(|r| r.generation == record.generation);
+        Self {
+            id: record.id,
+            object: "adapter".to_owned(),
+            model: record.model,
+            parent: record.parent,
+            kind: record.method,
+            generation: record.generation,
+            bytes: record.bytes,
+            created_at: record.created_at,
+            fine_tuning_job_id: record.job_id,
+            step_number: record.step,
+            resident: found.is_some(),
+            hits: found.map_or(0, |r| r.hits),
+        }
+    }
+}
+
+/// The project's adapters, newest first.
+#[utoipa::path(get, path = "/v1/adapters", operation_id = "listAdapters", tag = "adapters", params(Paging),
+    responses(
+        (status = 200, description = "A page of adapters", body = List<AdapterObject>),
+        (status = 400, description = "The query is wrong", body = ErrorEnvelope),
+        (status = 401, description = "No or a wrong key", body = ErrorEnvelope),
+        (status = 403, description = "The key's scopes do not reach", body = ErrorEnvelope),
+        (status = 404, description = "`after` is no adapter", body = ErrorEnvelope),
+    ))]
+pub async fn list(
+    State(state): State<AppState>,
+    Reading(project): Reading,
+    Query(paging): Query<Paging>,
+) -> Result<Json<List<AdapterObject>>, ApiError> {
+    let page = state.service.db.adapters(&project, paging.after.as_deref(), paging.limit()?).await?;
+    let resident = state.service.engine.residency();
+    let data = page.data.into_iter().map(|record| AdapterObject::new(record, &resident)).collect();
+    Ok(Json(List::new(data, page.has_more, |adapter| &adapter.id)))
+}
+
+/// One adapter.
+#[utoipa::path(get, path = "/v1/adapters/{adapter_id}", operation_id = "retrieveAdapter", tag = "adapters",
+    params(("adapter_id" = String, Path, description = "`adapter-…`, or the model's name")),
+    responses(
+        (status = 200, description = "The adapter", body = AdapterObject),
+        (status = 401, description = "No or a wrong key", body = ErrorEnvelope),
+        (status = 403, description = "The key's scopes do not reach", body = ErrorEnvelope),
+        (status = 404, description = "No such adapter", body = ErrorEnvelope),
+    ))]
+pub async fn retrieve(
+    State(state): State<AppState>,
+    Reading(project): Reading,
+    Id(id): Id,
+) -> Result<Json<AdapterObject>, ApiError> {
+    let record = state.service.adapter(&project, &id).await?;
+    Ok(Json(AdapterObject::new(record, &state.service.engine.residency())))
+}
+
+/// The multipart form of an import.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes the form in the document")]
+pub struct Import {
+    /// The base's id.
+    model: String,
+    /// A zip or tar (also gzipped) of adapter_config.json and adapter_model.safetensors.
+    #[schema(value_type = String, format = Binary)]
+    file: Vec<u8>,
+    /// Part of the model's name.
+    suffix: Option<String>,
+}
+
+/// Imports a PEFT directory. Every tensor must match a module of the base.
+#[utoipa::path(post, path = "/v1/adapters", operation_id = "importAdapter", tag = "adapters",
+    request_body(content = Import, content_type = "multipart/form-data"),
+    responses(
+        (status = 200, description = "The adapter can be used as a model", body = AdapterObject),
+        (status = 400, description = "The archive, its config or a tensor is wrong", body = ErrorEnvelope),
+        (status = 401, description = "No or a wrong key", body = ErrorEnvelope),
+        (status = 403, description = "The key's scopes do not reach", body = ErrorEnvelope),
+        (status = 404, description = "No such base", body = ErrorEnvelope),
+        (status = 413, description = "The archive is above the server's limit", body = ErrorEnvelope),
+        (status = 415, description = "Pickled weights, or not a multipart form", body = ErrorEnvelope),
+    ))]
+pub async fn import(
+    State(state): State<AppState>,
+    Training(project): Training,
+    request: Request,
+) -> Result<Json<AdapterObject>, ApiError> {
+    let form = Multipart::from_request(request, &state).await;
+    let mut form = form.map_err(|e| Problem::new(Fault::UnsupportedMedia, "unsupported_media_type", e.body_text()))?;
+    let broken =
+        |e: axum::extract::multipart::MultipartError| Problem::new(Fault::Invalid, "invalid_multipart", e.body_text());
+    let (mut model, mut suffix, mut file) = (None, None, None);
+    while let Some(mut field) = form.next_field().await.map_err(broken)? {
+        match field.name().unwrap_or_default() {
+            "model" => model = Some(field.text().await.map_err(broken)?),
+            "suffix" => suffix = Some(field.text().await.map_err(broken)?),
+            "file" => {
+                let mut bytes = Vec::new();
+                while let Some(chunk) = field.chunk().await.map_err(broken)? {
+                    if (bytes.len() + chunk.len()) as u64 > state.service.max_upload {
+                        let message = format!("the archive is above the limit of {} bytes", state.service.max_upload);
+                        return Err(Problem::new(Fault::TooLarge, "file_too_large", message).into());
+                    }
+                    bytes.extend_from_slice(&chunk);
+                }
+                file = Some(bytes);
+            }
+            other => {
+                let param: String = other.chars().take(64).collect();
+                return Err(Problem::invalid(&param, "unknown_parameter", format!("unknown field {param}")).into());
+            }
+        }
+    }
+    let missing = |name: &str| Problem::invalid(name, "missing_required_parameter", format!("the form has no {name}"));
+    let (model, file) = (model.ok_or_else(|| missing("model"))?, file.ok_or_else(|| missing("file"))?);
+    let record = state.service.import_adapter(&project, &model, suffix, file).await?;
+    Ok(Json(AdapterObject::new(record, &[])))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct DownloadQuery {
+    /// `zip` (default) or `tar`.
+    pub format: Option<String>,
+}
+
+/// An adapter in PEFT's layout: `PeftModel.from_pretrained` reads it.
+#[utoipa::path(get, path = "/v1/adapters/{adapter_id}/download", operation_id = "downloadAdapter", tag = "adapters",
+    params(("adapter_id" = String, Path, description = "`adapter-…`, or the model's name"), DownloadQuery),
+    responses(
+        (status = 200, description = "The archive", content_type = "application/octet-stream", body = String),
+        (status = 400, description = "The query is wrong", body = ErrorEnvelope),
+        (status = 401, description = "No or a wrong key", body = ErrorEnvelope),
+        (status = 403, description = "The key's scopes do not reach", body = ErrorEnvelope),
+        (status = 404, description = "No such adapter", body = ErrorEnvelope),
+        (status = 409, description = "Its files are damaged in the store", body = ErrorEnvelope),
+    ))]
+pub async fn download(
+    State(state): State<AppState>,
+    Reading(project): Reading,
+    Id(id): Id,
+    Query(query): Query<DownloadQuery>,
+) -> Result<Response, ApiError> {
+    let (packing, kind) = match query.format.as_deref() {
+        None | Some("zip") => (Packing::Zip, "zip"),
+        Some("tar") => (Packing::Tar, "tar"),
+        Some(_) => return Err(Problem::invalid("format", "out_of_range", "format is neither zip nor tar").into()),
+    };
+    let record = state.service.adapter(&project, &id).await?;
+    let bytes = state.service.export_adapter(&record, packing).await?;
+    let name = format!("attachment; filename=\"{}.{kind}\"", record.id);
+    let headers = [(CONTENT_TYPE, "application/octet-stream".to_owned()), (CONTENT_DISPOSITION, name)];
+    Ok((headers, bytes).into_response())
+}

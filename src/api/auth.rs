@@ -1,0 +1,55 @@
+//! Who calls: a value of these types is the proof that the key was checked.
+
+use axum::{
+    extract::FromRequestParts,
+    http::{header::AUTHORIZATION, request::Parts},
+};
+
+use super::{AppState, error::ApiError};
+use crate::{
+    db::DbError,
+    domain::Scope,
+    inference::sha256,
+    service::{Fault, Problem},
+};
+
+/// May train: files, jobs, adapters.
+pub struct Training(pub String);
+/// May generate text.
+pub struct Inference(pub String);
+/// May look at things.
+pub struct Reading(pub String);
+
+async fn project(parts: &Parts, state: &AppState, needed: &[Scope]) -> Result<String, ApiError> {
+    let unauthorized = |message: &str| Problem::new(Fault::Unauthorized, "invalid_api_key", message);
+    let header = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let key = header.and_then(|value| value.strip_prefix("Bearer ").or(value.strip_prefix("bearer ")));
+    let Some(key) = key.map(str::trim).filter(|key| !key.is_empty()) else {
+        return Err(unauthorized("this route needs an API key: Authorization: Bearer KEY").into());
+    };
+    let key = state.service.db.key(&sha256(key.as_bytes())).await.map_err(|error| match error {
+        DbError::NotFound => unauthorized("the API key is wrong or was revoked"),
+        error => error.into(),
+    })?;
+    if key.scopes.iter().any(|scope| *scope == Scope::All || needed.contains(scope)) {
+        return Ok(key.project);
+    }
+    let message = format!("the key {} has no scope for this: it needs one of {needed:?} or All", key.id);
+    Err(Problem::new(Fault::Forbidden, "insufficient_scope", message).into())
+}
+
+macro_rules! extractor {
+    ($name:ident, $($scope:ident),+) => {
+        impl FromRequestParts<AppState> for $name {
+            type Rejection = ApiError;
+
+            async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+                Ok(Self(project(parts, state, &[$(Scope::$scope),+]).await?))
+            }
+        }
+    };
+}
+
+extractor!(Training, Training);
+extractor!(Inference, Inference);
+extractor!(Reading, Read, Training, Inference);

@@ -1,0 +1,398 @@
+//! `/v1/chat/completions`.
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tokio::sync::mpsc;
+use utoipa::ToSchema;
+
+use super::{
+    AppState,
+    auth::Inference,
+    error::{ApiError, ErrorEnvelope},
+    extract::JsonObject,
+    stream::{Pieces, respond, side_by_side},
+};
+use crate::{
+    domain::id,
+    inference::TokenLogprob,
+    jobs::now,
+    service::{
+        Problem,
+        chat::{messages, prompt},
+        fields::{Unsupported, in_range, read, refuse_unsupported},
+        generate::{Generation, MAX_N, Piece, SamplingFields, Stop, Wanted},
+    },
+    text::Text,
+};
+
+/// What OpenAI documents and this server does not do, yet.
+const UNSUPPORTED: [Unsupported; 22] = [
+    Unsupported::always("audio"),
+    Unsupported::always("function_call"),
+    Unsupported::always("functions"),
+    Unsupported::always("metadata"),
+    Unsupported { name: "modalities", neutral: |v| *v == serde_json::json!(["text"]) },
+    Unsupported::always("moderation"),
+    Unsupported { name: "parallel_tool_calls", neutral: |v| v.as_bool() == Some(true) },
+    Unsupported::always("prediction"),
+    Unsupported::always("prompt_cache_key"),
+    Unsupported::always("prompt_cache_retention"),
+    Unsupported::always("prompt_cache_options"),
+    Unsupported::always("reasoning_effort"),
+    Unsupported { name: "response_format", neutral: |v| *v == serde_json::json!({"type": "text"}) },
+    Unsupported::always("safety_identifier"),
+    Unsupported { name: "service_tier", neutral: |v| matches!(v.as_str(), Some("auto" | "default")) },
+    Unsupported { name: "store", neutral: |v| v.as_bool() == Some(false) },
+    Unsupported { name: "tool_choice", neutral: |v| matches!(v.as_str(), Some("none" | "auto")) },
+    Unsupported { name: "tools", neutral: |v| v.as_array().is_some_and(Vec::is_empty) },
+    Unsupported::always("user"),
+    Unsupported::always("verbosity"),
+    Unsupported::always("web_search_options"),
+    Unsupported::always("suffix"),
+];
+
+/// A conversation to answer. Fields that OpenAI documents and that are not listed here answer 400.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChatRequest {
+    model: String,
+    /// `role` (system, developer, user, assistant) and `content` (a text, or parts of type text).
+    #[schema(value_type = Vec<std::collections::HashMap<String, Value>>)]
+    messages: Vec<Value>,
+    /// At most this many tokens. Default: what the context leaves.
+    max_completion_tokens: Option<u64>,
+    /// The older name of `max_completion_tokens`.
+    max_tokens: Option<u64>,
+    /// 0 (greedy) to 2. Default 1.
+    temperature: Option<f32>,
+    /// Above 0 to 1. Default 1.
+    top_p: Option<f32>,
+    /// −1 and 0 keep all tokens.
+    top_k: Option<i64>,
+    /// 0 to 1, relative to the likeliest token.
+    min_p: Option<f32>,
+    /// 0.01 to 10. Default 1.
+    repetition_penalty: Option<f32>,
+    /// −2 to 2.
+    presence_penalty: Option<f32>,
+    /// −2 to 2.
+    frequency_penalty: Option<f32>,
+    /// Token id to −100 … 100.
+    #[schema(value_type = Option<std::collections::HashMap<String, f32>>)]
+    logit_bias: Option<Map<String, Value>>,
+    /// The same seed and request give the same answer.
+    seed: Option<i64>,
+    /// Do not end at the model's end-of-turn token.
+    ignore_eos: Option<bool>,
+    /// A string, or up to four.
+    #[schema(value_type = Option<Value>)]
+    stop: Option<Stop>,
+    /// Answers, 1 to 16. Default 1.
+    n: Option<u64>,
+    logprobs: Option<bool>,
+    /// Alternatives with each token's log-probability, 0 to 20; needs `logprobs`.
+    top_logprobs: Option<u64>,
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+}
+
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StreamOptions {
+    /// A last chunk with the usage.
+    pub include_usage: Option<bool>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
+pub struct Usage {
+    pub prompt_tokens: u64,
+    pub completion_tokens: u64,
+    pub total_tokens: u64,
+}
+
+impl Usage {
+    pub fn new(prompt_tokens: u64, completion_tokens: u64) -> Self {
+        Self { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
+    }
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChatCompletion {
+    pub id: String,
+    /// `chat.completion`, or `chat.completion.chunk` in a stream.
+    pub object: String,
+    /// Unix seconds.
+    pub created: i64,
+    pub model: String,
+    /// The adapter's generation, or the base's hash: the same fingerprint, the same weights.
+    pub system_fingerprint: String,
+    pub choices: Vec<ChatChoice>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChatChoice {
+    pub index: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<Message>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delta: Option<Message>,
+    pub logprobs: Option<ChatLogprobs>,
+    /// `stop` or `length`; null before the end.
+    pub finish_reason: Option<String>,
+}
+
+#[derive(Debug, Default, Serialize, ToSchema)]
+pub struct Message {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<String>,
+}
+
+#[derive(Debug, Default, Serialize, ToSchema)]
+pub struct ChatLogprobs {
+    pub content: Vec<ChatLogprob>,
+    pub refusal: Option<Vec<ChatLogprob>>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChatLogprob {
+    pub token: String,
+    pub logprob: f32,
+    pub bytes: Vec<u8>,
+    #[schema(no_recursion)]
+    pub top_logprobs: Vec<TopLogprob>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TopLogprob {
+    pub token: String,
+    pub logprob: f32,
+    pub bytes: Vec<u8>,
+}
+
+impl ChatLogprob {
+    fn new(text: &Text, found: &TokenLogprob) -> Self {
+        let of = |id: u32| text.tokenizer.token_bytes(id);
+        let shown = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let top = found.top.iter().map(|(id, logprob)| {
+            let bytes = of(*id);
+            TopLogprob { token: shown(&bytes), logprob: *logprob, bytes }
+        });
+        let bytes = of(found.id);
+        Self { token: shown(&bytes), logprob: found.logprob, top_logprobs: top.collect(), bytes }
+    }
+}
+
+/// Answers a conversation.
+#[utoipa::path(post, path = "/v1/chat/completions", operation_id = "createChatCompletion", tag = "chat",
+    request_body = ChatRequest,
+    responses(
+        (status = 200, description = "The answer; with `stream`, server-sent events that end with [DONE]",
+            body = ChatCompletion),
+        (status = 400, description = "A field is wrong; `param` says which", body = ErrorEnvelope),
+        (status = 401, description = "No or a wrong key", body = ErrorEnvelope),
+        (status = 403, description = "The key's scopes do not reach", body = ErrorEnvelope),
+        (status = 404, description = "No such model", body = ErrorEnvelope),
+        (status = 409, description = "The adapter's files cannot be used", body = ErrorEnvelope),
+        (status = 413, description = "The body is too large", body = ErrorEnvelope),
+        (status = 415, description = "The body is not JSON", body = ErrorEnvelope),
+        (status = 429, description = "Too many requests wait", body = ErrorEnvelope),
+        (status = 503, description = "The server stops, or its store is away", body = ErrorEnvelope),
+    ))]
+pub async fn create(
+    State(state): State<AppState>,
+    Inference(project): Inference,
+    JsonObject(mut body): JsonObject,
+) -> Result<Response, ApiError> {
+    refuse_unsupported(&mut body, &UNSUPPORTED)?;
+    let request: ChatRequest = read(body)?;
+    let (generations, answer) = start(&state, &project, &request).await?;
+    let pieces = side_by_side(generations);
+    if request.stream.unwrap_or(false) {
+        let with_usage = request.stream_options.is_some_and(|options| options.include_usage.unwrap_or(false));
+        return Ok(answer.stream(pieces, with_usage));
+    }
+    Ok(Json(answer.collect(pieces).await?).into_response())
+}
+
+async fn start(state: &AppState, project: &str, request: &ChatRequest) -> Result<(Vec<Generation>, Answer), Problem> {
+    let n = in_range("n", request.n.unwrap_or(1), 1, MAX_N)?;
+    if request.stream_options.is_some() && request.stream != Some(true) {
+        return Err(Problem::invalid("stream_options", "invalid_combination", "stream_options needs stream"));
+    }
+    let logprobs = match (request.logprobs.unwrap_or(false), request.top_logprobs) {
+        (false, Some(_)) => {
+            return Err(Problem::invalid("top_logprobs", "invalid_combination", "top_logprobs needs logprobs"));
+        }
+        (false, None) => None,
+        (true, top) => Some(in_range("top_logprobs", top.unwrap_or(0), 0, 20)? as usize),
+    };
+    let (max_tokens, max_tokens_param) = match (request.max_completion_tokens, request.max_tokens) {
+        (Some(_), Some(_)) => {
+            let message = "max_tokens and max_completion_tokens say the same: leave one out";
+            return Err(Problem::invalid("max_tokens", "given_twice", message));
+        }
+        (Some(max), None) => (Some(max), "max_completion_tokens"),
+        (None, max) => (max, "max_tokens"),
+    };
+    if max_tokens == Some(0) {
+        return Err(Problem::invalid(max_tokens_param, "out_of_range", format!("{max_tokens_param} is 0, below 1")));
+    }
+    let model = state.service.model(project, &request.model).await?;
+    let prompt = prompt(&model, &messages(&request.messages)?)?;
+    let fields = SamplingFields {
+        temperature: request.temperature,
+        top_p: request.top_p,
+        top_k: request.top_k,
+        min_p: request.min_p,
+        repetition_penalty: request.repetition_penalty,
+        presence_penalty: request.presence_penalty,
+        frequency_penalty: request.frequency_penalty,
+        logit_bias: request.logit_bias.clone(),
+        seed: request.seed,
+        ignore_eos: request.ignore_eos,
+        stop: request.stop.clone(),
+    };
+    let generations = (0..n)
+        .map(|index| {
+            state.service.generate(Wanted {
+                model: &model,
+                project,
+                prompt: prompt.clone(),
+                max_tokens,
+                max_tokens_param,
+                prompt_param: "messages",
+                fields: &fields,
+                logprobs,
+                prompt_logprobs: None,
+                index,
+            })
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let fingerprint = model.adapter.as_ref().map_or(&model.resident.base.info.hash, |a| &a.generation).clone();
+    let answer = Answer {
+        id: id::new("chatcmpl-"),
+        model: model.name,
+        fingerprint,
+        text: model.resident.text,
+        prompt_tokens: prompt.len() as u64,
+        n,
+        with_logprobs: logprobs.is_some(),
+    };
+    Ok((generations, answer))
+}
+
+/// What all chunks of an answer share.
+struct Answer {
+    id: String,
+    model: String,
+    fingerprint: String,
+    text: std::sync::Arc<Text>,
+    prompt_tokens: u64,
+    n: u64,
+    with_logprobs: bool,
+}
+
+impl Answer {
+    fn envelope(&self, object: &str, choices: Vec<ChatChoice>, usage: Option<Usage>) -> ChatCompletion {
+        ChatCompletion {
+            id: self.id.clone(),
+            object: object.to_owned(),
+            created: now(),
+            model: self.model.clone(),
+            system_fingerprint: self.fingerprint.clone(),
+            choices,
+            usage,
+        }
+    }
+
+    async fn collect(&self, mut pieces: Pieces) -> Result<ChatCompletion, Problem> {
+        let empty = |index| ChatChoice {
+            index,
+            message: Some(Message { role: Some("assistant".to_owned()), content: Some(String::new()), refusal: None }),
+            delta: None,
+            logprobs: self.with_logprobs.then(ChatLogprobs::default),
+            finish_reason: None,
+        };
+        let mut choices: Vec<ChatChoice> = (0..self.n).map(empty).collect();
+        let mut counts = vec![0; choices.len()];
+        while let Some((index, piece, tokens)) = pieces.recv().await {
+            let Some(choice) = choices.get_mut(index as usize) else { continue };
+            counts[index as usize] = tokens;
+            let (text, token, reason) = parts(piece?);
+            if let Some(content) = choice.message.as_mut().and_then(|m| m.content.as_mut()) {
+                content.push_str(&text);
+            }
+            if let (Some(all), Some(found)) = (&mut choice.logprobs, token) {
+                all.content.push(ChatLogprob::new(&self.text, &found));
+            }
+            choice.finish_reason = reason;
+        }
+        let usage = Usage::new(self.prompt_tokens, counts.iter().sum());
+        Ok(self.envelope("chat.completion", choices, Some(usage)))
+    }
+
+    fn stream(self, mut pieces: Pieces, with_usage: bool) -> Response {
+        let (sender, receiver) = mpsc::channel(64);
+        tokio::spawn(async move {
+            let object = "chat.completion.chunk";
+            let chunk = |index, delta, logprobs, finish_reason| {
+                let choice = ChatChoice { index, message: None, delta: Some(delta), logprobs, finish_reason };
+                self.envelope(object, vec![choice], None)
+            };
+            for index in 0..self.n {
+                let role = Some("assistant".to_owned());
+                let first = Message { role, content: Some(String::new()), refusal: None };
+                if sender.send(Ok(chunk(index, first, None, None))).await.is_err() {
+                    return;
+                }
+            }
+            let mut counts = vec![0; self.n as usize];
+            while let Some((index, piece, tokens)) = pieces.recv().await {
+                counts[index as usize] = tokens;
+                let answer = match piece.map(parts) {
+                    Err(problem) => Err(problem),
+                    Ok((text, token, reason)) => {
+                        let logprobs = token.map(|found| ChatLogprobs {
+                            content: vec![ChatLogprob::new(&self.text, &found)],
+                            refusal: None,
+                        });
+                        if text.is_empty() && logprobs.is_none() && reason.is_none() {
+                            continue;
+                        }
+                        let delta = Message { content: (!text.is_empty()).then_some(text), ..Message::default() };
+                        Ok(chunk(index, delta, logprobs, reason))
+                    }
+                };
+                let failed = answer.is_err();
+                if sender.send(answer).await.is_err() || failed {
+                    return;
+                }
+            }
+            if with_usage {
+                let usage = Usage::new(self.prompt_tokens, counts.iter().sum());
+                _ = sender.send(Ok(self.envelope(object, Vec::new(), Some(usage)))).await;
+            }
+        });
+        respond(receiver)
+    }
+}
+
+/// Text, the token's log-probability, and why it ended.
+fn parts(piece: Piece) -> (String, Option<TokenLogprob>, Option<String>) {
+    match piece {
+        Piece::Prompt(_) => (String::new(), None, None),
+        Piece::Text { text, token } => (text, token.and_then(|(_, found)| found), None),
+        Piece::End { text, reason } => (text, None, Some(reason.to_owned())),
+    }
+}

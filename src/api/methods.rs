@@ -1,0 +1,77 @@
+//! `/v1/methods`: what can be trained, and when to choose it.
+
+use axum::Json;
+use serde::Serialize;
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use super::{
+    auth::Reading,
+    error::{ApiError, ErrorEnvelope},
+};
+use crate::domain::{LoraSpec, MethodSpec};
+
+/// A fine-tuning method or an objective.
+#[derive(Serialize, ToSchema)]
+pub struct MethodObject {
+    /// The `type` in requests.
+    pub id: String,
+    /// `method` or `objective`.
+    pub object: String,
+    pub definition: String,
+    pub choose_when: String,
+    pub avoid_when: String,
+    /// Whether its result can be merged into the base's weights.
+    pub mergeable: bool,
+    pub default_learning_rate: Option<f64>,
+    /// Every knob with its default.
+    pub defaults: Value,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct MethodList {
+    /// Always `list`.
+    pub object: String,
+    pub data: Vec<MethodObject>,
+}
+
+fn lora() -> MethodObject {
+    let spec = MethodSpec::Lora(LoraSpec::default());
+    MethodObject {
+        id: spec.type_name().to_owned(),
+        object: "method".to_owned(),
+        definition: "Two low-rank matrices beside each targeted linear: y = x Wᵀ + (alpha / r) · (x Aᵀ) Bᵀ \
+                     (arXiv 2106.09685); with use_rslora the scale is alpha / √r (arXiv 2312.03732)."
+            .to_owned(),
+        choose_when: "You have demonstrations and want the best quality for its cost. The default.".to_owned(),
+        avoid_when: "Thousands of tenants need adapters of a few kilobytes.".to_owned(),
+        mergeable: true,
+        default_learning_rate: Some(spec.default_learning_rate()),
+        defaults: serde_json::to_value(&spec).unwrap_or_default(),
+    }
+}
+
+fn supervised() -> MethodObject {
+    MethodObject {
+        id: "supervised".to_owned(),
+        object: "objective".to_owned(),
+        definition: "Next-token cross entropy over the assistant's tokens, mean over the trained tokens of a step."
+            .to_owned(),
+        choose_when: "You have examples of the answers that you want.".to_owned(),
+        avoid_when: "You only know which of two answers is better.".to_owned(),
+        mergeable: false,
+        default_learning_rate: None,
+        defaults: json!({"n_epochs": 3, "batch_size": "auto", "learning_rate_multiplier": 1.0}),
+    }
+}
+
+/// Every method and objective, with its knobs.
+#[utoipa::path(get, path = "/v1/methods", operation_id = "listMethods", tag = "fine-tuning",
+    responses(
+        (status = 200, description = "Methods, then objectives", body = MethodList),
+        (status = 401, description = "No or a wrong key", body = ErrorEnvelope),
+        (status = 403, description = "The key's scopes do not reach", body = ErrorEnvelope),
+    ))]
+pub async fn list(_project: Reading) -> Result<Json<MethodList>, ApiError> {
+    Ok(Json(MethodList { object: "list".to_owned(), data: vec![lora(), supervised()] }))
+}

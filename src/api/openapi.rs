@@ -1,0 +1,47 @@
+//! The document that SDKs are made from.
+
+use utoipa::{
+    Modify, OpenApi,
+    openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+};
+
+use super::router::routes;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Attune",
+        description = "Fine-tuning as a service over one resident base. The wire is OpenAI's, with extensions: in a \
+                       job's request `method` keeps OpenAI's meaning, the objective; the sibling object `adapter` \
+                       says which fine-tuning method changes the model.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    security(("key" = [])),
+    modifiers(&Key),
+    components(schemas(crate::domain::Metrics)),
+    tags(
+        (name = "chat", description = "Answers to conversations and prompts"),
+        (name = "files", description = "Datasets and results"),
+        (name = "fine-tuning", description = "Jobs and what can be trained"),
+        (name = "models", description = "Bases and tuned models"),
+        (name = "adapters", description = "Adapters as files"),
+        (name = "health", description = "For whoever runs the server"),
+    ),
+)]
+struct Document;
+
+struct Key;
+
+impl Modify for Key {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let scheme = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+        document.components.get_or_insert_default().add_security_scheme("key", scheme);
+    }
+}
+
+/// The document, made from the code.
+pub fn document() -> utoipa::openapi::OpenApi {
+    let mut document = Document::openapi();
+    document.merge(routes(0).into_openapi());
+    document
+}

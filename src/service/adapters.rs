@@ -1,0 +1,113 @@
+//! Adapters in and out.
+
+use super::{Problem, Service, catalogue::Model};
+use crate::{
+    domain::{AdapterRecord, id},
+    formats::archive,
+    inference::{CONFIG, MANIFEST, WEIGHTS, read_adapter},
+    jobs::{now, publish_adapter},
+    methods::{self, AdapterFiles},
+    storage::Key,
+};
+
+/// Bytes that an adapter's archive may hold when unpacked.
+const MAX_UNPACKED: u64 = 2 << 30;
+
+/// How a download is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    Zip,
+    Tar,
+}
+
+impl Service {
+    /// A PEFT directory, packed, becomes a model.
+    pub async fn import_adapter(
+        &self,
+        project: &str,
+        base: &str,
+        suffix: Option<String>,
+        packed: Vec<u8>,
+    ) -> Result<AdapterRecord, Problem> {
+        let model = self.model(project, base).await?;
+        if model.adapter.is_some() {
+            let message = format!("{base} is a tuned model: an import names a base");
+            return Err(Problem::invalid("model", "not_a_base", message));
+        }
+        let suffix = suffix.map(|s| super::jobs::check_suffix(&s)).transpose()?.unwrap_or_default();
+        let (files, method) = unpack(&model, packed).await?;
+        let info = &model.resident.base.info;
+        let manifest = publish_adapter(&self.store, &files, info, method).await?;
+        let record = AdapterRecord {
+            id: id::new("adapter-"),
+            project: project.to_owned(),
+            model: format!("ft:{}:{project}:{suffix}:{}", info.id, id::random(8).to_lowercase()),
+            parent: info.id.clone(),
+            method: method.to_owned(),
+            generation: manifest.generation,
+            bytes: manifest.files.iter().map(|file| file.bytes as i64).sum(),
+            created_at: now(),
+            job_id: None,
+            step: None,
+        };
+        self.db.insert_adapter(&record).await?;
+        Ok(record)
+    }
+
+    pub async fn adapter(&self, project: &str, id: &str) -> Result<AdapterRecord, Problem> {
+        self.db.adapter(project, id).await.map_err(|error| match error {
+            crate::db::DbError::NotFound => Problem::not_found("adapter", id),
+            error => error.into(),
+        })
+    }
+
+    /// PEFT's directory, packed.
+    pub async fn export_adapter(&self, record: &AdapterRecord, packing: Packing) -> Result<Vec<u8>, Problem> {
+        let (_, files) = read_adapter(&self.store, &record.generation).await?;
+        let files = [(CONFIG.to_owned(), files.config), (WEIGHTS.to_owned(), files.weights)];
+        let packed = tokio::task::spawn_blocking(move || match packing {
+            Packing::Zip => archive::write_zip(&files),
+            Packing::Tar => archive::write_tar(&files),
+        });
+        packed.await.map_err(Problem::internal)?.map_err(Problem::internal)
+    }
+
+    pub(super) async fn delete_adapter_files(&self, generation: &str) -> Result<(), Problem> {
+        // The manifest first: without it nothing is loaded.
+        for name in [MANIFEST, CONFIG, WEIGHTS] {
+            let key = Key::Adapter { generation: generation.to_owned(), name: name.to_owned() };
+            self.store.delete(&key).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The files and what they hold, after they were tried on the base.
+async fn unpack(model: &Model, packed: Vec<u8>) -> Result<(AdapterFiles, &'static str), Problem> {
+    let base = model.resident.base.clone();
+    let work = move || {
+        let mut files = AdapterFiles::default();
+        for (name, bytes) in archive::read_adapter(&packed, MAX_UNPACKED).map_err(of_archive)? {
+            match name.as_str() {
+                CONFIG => files.config = bytes,
+                WEIGHTS => files.weights = bytes,
+                _ => {}
+            }
+        }
+        let spec = methods::spec_of(&files)?;
+        spec.check(&base.info).map_err(|error| Problem::invalid("file", error.code, error.message))?;
+        methods::load(&files, &base.info)?;
+        Ok((files, spec.type_name()))
+    };
+    tokio::task::spawn_blocking(work).await.map_err(Problem::internal)?
+}
+
+fn of_archive(error: crate::formats::FormatError) -> Problem {
+    use crate::formats::FormatError;
+    match error {
+        FormatError::Pickle(_) => {
+            Problem { fault: super::Fault::UnsupportedMedia, ..Problem::invalid("file", "pickle", error.to_string()) }
+        }
+        error => Problem::invalid("file", "invalid_archive", error.to_string()),
+    }
+}

@@ -1,0 +1,200 @@
+//! Jobs: a request checked against its base and its data before anything is queued.
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::{
+    Fault, Problem, Service,
+    catalogue::Model,
+    fields::{Unsupported, check_metadata, in_range, read, refuse_unsupported},
+    files::first_error,
+};
+use crate::{
+    db::{DbError, Wish},
+    domain::{
+        FileReport, Job, JobStatus, MethodSpec, ObjectiveSpec, TrainSpec, Training, id,
+        spec::{Hyperparameters, Precision, TrainingRequest},
+    },
+    inference::read_adapter,
+    jobs::now,
+    methods,
+};
+
+/// The body of `POST /v1/fine_tuning/jobs`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    model: String,
+    training_file: String,
+    validation_file: Option<String>,
+    suffix: Option<String>,
+    seed: Option<u64>,
+    method: Option<Value>,
+    hyperparameters: Option<Value>,
+    metadata: Option<Value>,
+    adapter: Option<Value>,
+    training: Option<Value>,
+    priority: Option<i64>,
+    dry_run: Option<bool>,
+}
+
+/// Integrations with other services are not served; an empty list asks for none.
+const UNSUPPORTED: [Unsupported; 1] =
+    [Unsupported { name: "integrations", neutral: |value| value.as_array().is_some_and(Vec::is_empty) }];
+
+impl Service {
+    /// Checks a request and, unless it is a dry run, queues its job.
+    pub async fn create_job(&self, project: &str, mut body: Map<String, Value>) -> Result<Job, Problem> {
+        refuse_unsupported(&mut body, &UNSUPPORTED)?;
+        let body: Body = read(body)?;
+        let job = self.plan(project, &body).await?;
+        if !body.dry_run.unwrap_or(false) {
+            self.db.insert_job(&job).await?;
+            self.wake.notify_one();
+        }
+        Ok(job)
+    }
+
+    async fn plan(&self, project: &str, body: &Body) -> Result<Job, Problem> {
+        if let Some(metadata) = &body.metadata {
+            check_metadata(metadata)?;
+        }
+        let suffix = body.suffix.as_deref().map(check_suffix).transpose()?;
+        let model = self.model(project, &body.model).await?;
+        let base = &model.resident.base.info;
+        let method = body.method.clone().unwrap_or_else(|| json!({"type": "supervised"}));
+        let objective = ObjectiveSpec::from_json(&method)?;
+        let hyper = match (&body.hyperparameters, Hyperparameters::from_method(&method)?) {
+            (Some(old), new) if new == Hyperparameters::default() => {
+                Hyperparameters::from_json(old, "hyperparameters")?
+            }
+            (Some(_), _) => {
+                let message = "hyperparameters stand in method already: leave the older field out";
+                return Err(Problem::invalid("hyperparameters", "given_twice", message));
+            }
+            (None, new) => new,
+        };
+        let adapter = self.adapter_spec(&model, body.adapter.as_ref()).await?;
+        adapter.check(base)?;
+        let request = TrainingRequest::from_json(body.training.as_ref().unwrap_or(&Value::Null), &hyper)?;
+        // Ranges first, so that a wrong number does not wait for the data.
+        let checked = Training::resolve(&request, &adapter, base, 0)?;
+        if checked.precision == Precision::Bf16 {
+            let message = "training.precision bf16 needs kernels that this build does not have: use auto or f32";
+            return Err(Problem::invalid("training.precision", "unsupported_value", message));
+        }
+        let report = self.usable(project, &model, &body.training_file, "training_file", checked.max_seq_len).await?;
+        if let Some(file) = &body.validation_file {
+            self.usable(project, &model, file, "validation_file", checked.max_seq_len).await?;
+        }
+        let training = Training::resolve(&request, &adapter, base, report.usable_rows)?;
+        let priority = in_range("priority", body.priority.unwrap_or(0), -100, 100)?;
+        let tag = id::random(8).to_lowercase();
+        let spec = TrainSpec {
+            base: base.id.clone(),
+            continue_from: model.adapter.as_ref().map(|adapter| adapter.generation.clone()),
+            suffix: suffix.clone(),
+            adapter,
+            objective,
+            training,
+            // JSON numbers of other languages are exact to 2^53.
+            seed: in_range("seed", body.seed.unwrap_or(42), 0, 1 << 53)?,
+        };
+        Ok(Job {
+            id: id::new("ftjob-"),
+            project: project.to_owned(),
+            created_at: now(),
+            started_at: None,
+            finished_at: None,
+            status: JobStatus::Queued,
+            requested: None,
+            model: model.name.clone(),
+            training_file: body.training_file.clone(),
+            validation_file: body.validation_file.clone(),
+            output_model: format!("ft:{}:{project}:{}:{tag}", base.id, suffix.unwrap_or_default()),
+            spec,
+            priority,
+            fine_tuned_model: None,
+            trained_tokens: None,
+            result_files: Vec::new(),
+            error: None,
+            metadata: body.metadata.clone(),
+            fence: 0,
+            barren_attempts: 0,
+            estimated_finish: None,
+        })
+    }
+
+    /// The request's `adapter`, or the one of the tuned model that is continued.
+    async fn adapter_spec(&self, model: &Model, asked: Option<&Value>) -> Result<MethodSpec, Problem> {
+        match (&model.adapter, asked) {
+            (Some(_), Some(_)) => {
+                let message = format!("{} is continued with its own adapter settings: leave adapter out", model.name);
+                Err(Problem::invalid("adapter", "given_twice", message))
+            }
+            (Some(record), None) => {
+                let (_, files) = read_adapter(&self.store, &record.generation).await?;
+                methods::spec_of(&files).map_err(|error| Problem::from(error).at("model"))
+            }
+            (None, Some(asked)) => Ok(MethodSpec::from_json(asked)?),
+            (None, None) => Ok(MethodSpec::from_json(&json!({"type": "lora"}))?),
+        }
+    }
+
+    /// A training file whose every row can be used on this base, but for those that are too long.
+    async fn usable(
+        &self,
+        project: &str,
+        model: &Model,
+        file: &str,
+        param: &str,
+        max_seq_len: u64,
+    ) -> Result<FileReport, Problem> {
+        let record = self.file(project, file).await.map_err(|problem| problem.at(param))?;
+        if record.purpose != "fine-tune" {
+            let message = format!("{file} was uploaded for {}, not for fine-tune", record.purpose);
+            return Err(Problem::invalid(param, "invalid_purpose", message));
+        }
+        let report = self.report(&record, &model.resident, max_seq_len).await.map_err(|problem| problem.at(param))?;
+        if let Some(error) = report.errors.first() {
+            let message = first_error(&report).unwrap_or_default().replace("{id}", file);
+            return Err(Problem::invalid(param, &format!("dataset_{}", error.code), message));
+        }
+        if report.usable_rows == 0 {
+            let message = match report.too_long_rows {
+                0 => format!("{file} has no rows"),
+                n => format!("all {n} rows of {file} are longer than max_seq_len, {max_seq_len} tokens"),
+            };
+            return Err(Problem::invalid(param, "dataset_empty", message));
+        }
+        Ok(report)
+    }
+
+    pub async fn job(&self, project: &str, id: &str) -> Result<Job, Problem> {
+        self.db.job(project, id).await.map_err(|error| of_job(error, id))
+    }
+
+    pub async fn steer(&self, project: &str, id: &str, wish: Wish) -> Result<Job, Problem> {
+        let job = self.db.steer(project, id, wish).await.map_err(|error| of_job(error, id))?;
+        self.wake.notify_one();
+        Ok(job)
+    }
+}
+
+fn of_job(error: DbError, id: &str) -> Problem {
+    match error {
+        DbError::NotFound => Problem::not_found("fine-tuning job", id),
+        DbError::Conflict(message) => Problem::new(Fault::Invalid, "invalid_job_state", message),
+        error => error.into(),
+    }
+}
+
+/// Goes into the model's name: letters, digits, `-`, `_`, `.`, to 64.
+pub(super) fn check_suffix(suffix: &str) -> Result<String, Problem> {
+    let fits = (1..=64).contains(&suffix.len());
+    if fits && suffix.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
+        return Ok(suffix.to_owned());
+    }
+    let message = "suffix takes 1 to 64 letters, digits, dots, dashes and underscores";
+    Err(Problem::invalid("suffix", "invalid_suffix", message))
+}
