@@ -53,7 +53,10 @@ fn each(mut check: impl FnMut(&Row, &MethodSpec, &Arc<Base>)) {
     }
 }
 
-fn hidden(base: &Base, sequences: &[(&[u32], Option<Arc<dyn Hook>>)]) -> Vec<Vec<f32>> {
+/// Tokens and the adapter they carry.
+type Carried<'a> = (&'a [u32], Option<Arc<dyn Hook>>);
+
+fn hidden(base: &Base, sequences: &[Carried]) -> Vec<Vec<f32>> {
     let sequences = sequences.iter().map(|(tokens, hook)| Sequence { tokens, hook: hook.clone(), cache: None });
     base.forward(&mut Batch { sequences: sequences.collect(), train: None }).unwrap().to_vec2().unwrap()
 }
@@ -177,7 +180,7 @@ fn rows_of_two_adapters_and_the_base_do_not_mix() {
     each(|_, spec, base| {
         let load = |seed| methods::load(&shaken(spec, base, seed).export().unwrap(), &base.info).unwrap();
         let (a, b) = (load(10), load(11));
-        let sequences: [(&[u32], Option<Arc<dyn Hook>>); 4] = [
+        let sequences: [Carried; 4] = [
             (&TOKENS[..5], Some(a.clone())),
             (&TOKENS[1..], None),
             (&TOKENS[2..4], Some(b.clone())),
