@@ -68,20 +68,24 @@ fn chat_ids(chat: &Chat, context: &Context) -> Result<(Vec<u32>, Spans), Fault> 
         let start = common(&tokens(&chat.messages[..turn], true)?, &whole);
         let is_last = turn + 1 == chat.messages.len();
         let closed = if is_last { whole.clone() } else { tokens(&chat.messages[..=turn], false)? };
-        spans.push((start, end_of_turn(start, &closed, &whole, context)));
+        spans.push((start, end_of_turn(start, &closed, &whole, context)?));
     }
     Ok((whole, spans))
 }
 
 /// Where the turn that starts at `start` ends. Templates that write a turn otherwise once others follow it (Qwen3
 /// drops earlier thoughts) are not prefixes of themselves: there the turn ends with the first stop token.
-fn end_of_turn(start: usize, closed: &[u32], whole: &[u32], context: &Context) -> usize {
-    let same = common(closed, whole);
-    if same == closed.len() {
-        return same;
-    }
+fn end_of_turn(start: usize, closed: &[u32], whole: &[u32], context: &Context) -> Result<usize, Fault> {
     let is_stop = |id: &u32| context.text.stop_ids.contains(id);
-    whole[start..].iter().position(is_stop).map_or(same.max(start), |length| start + length + 1)
+    let same = common(closed, whole).max(start);
+    if same < closed.len() {
+        return Ok(whole[start..].iter().position(is_stop).map_or(same, |length| start + length + 1));
+    }
+    // White space after the end-of-turn token is the template's: the model never has to write it.
+    match whole[start..same].iter().rposition(is_stop).map(|length| start + length + 1) {
+        Some(end) if text(&whole[end..same], context)?.trim().is_empty() => Ok(end),
+        _ => Ok(same),
+    }
 }
 
 fn completion_ids(row: &Completion, context: &Context) -> Result<(Vec<u32>, Spans), Fault> {
