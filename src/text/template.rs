@@ -164,7 +164,13 @@ impl serde_json::ser::Formatter for Spaced {
 
 /// What went wrong in the words of whoever raised it, with the place.
 fn failed(error: Error) -> TextError {
-    let detail = error.detail().map(str::to_owned).unwrap_or_else(|| error.kind().to_string());
+    // Of a writer that refuses, the engine's own words only say that it did.
+    let refused = std::error::Error::source(&error).filter(|_| error.kind() == ErrorKind::WriteFailure);
+    let detail = match (refused, error.detail()) {
+        (Some(cause), _) => cause.to_string(),
+        (None, Some(detail)) => detail.to_owned(),
+        (None, None) => error.kind().to_string(),
+    };
     match error.line() {
         Some(line) => TextError::Template(format!("chat template, line {line}: {detail}")),
         None => TextError::Template(format!("chat template: {detail}")),

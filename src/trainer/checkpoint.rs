@@ -13,7 +13,6 @@ use super::{
 use crate::{
     data::Example,
     domain::{BaseInfo, Metrics, Snapshot, TrainSpec},
-    formats::safetensors,
     methods::{AdapterFiles, file},
 };
 
@@ -114,7 +113,7 @@ pub fn write(
         (CONFIG.to_owned(), adapter.config),
         (WEIGHTS.to_owned(), adapter.weights),
         (STATE.to_owned(), state),
-        (MOMENTS.to_owned(), safetensors::write(&moments)),
+        (MOMENTS.to_owned(), file::tensor_bytes(&moments)),
     ];
     Ok(Snapshot { step: progress.step, files })
 }

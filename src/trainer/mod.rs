@@ -38,7 +38,7 @@ pub struct Run<'a> {
 pub enum Outcome {
     Finished {
         adapter: AdapterFiles,
-        metrics: Metrics,
+        metrics: Box<Metrics>,
     },
     /// At a checkpoint, as asked.
     Paused,

@@ -16,5 +16,5 @@ pub fn cross_entropy(base: &Base, hook: &Arc<dyn Hook>, rows: &[&Example], train
     let sequences =
         rows.iter().map(|row| Sequence { tokens: &row.ids, hook: Some(hook.clone()), cache: None }).collect();
     let hidden = base.forward(&mut Batch { sequences, train })?;
-    base.cross_entropy(&hidden, &supervised::targets(rows), Some(hook.as_ref()))
+    base.cross_entropy(&hidden, &supervised::targets(rows.iter().map(|row| row.labels.as_slice())), Some(hook.as_ref()))
 }

@@ -94,7 +94,7 @@ impl<'a> Loop<'a> {
             let text = format!("stopped early at step {}: the validation loss no longer falls", self.progress.step);
             observer.message("info", &text).map_err(TrainError::Observer)?;
         }
-        Ok(Outcome::Finished { adapter: self.method.export()?, metrics: self.progress.metrics })
+        Ok(Outcome::Finished { adapter: self.method.export()?, metrics: Box::new(self.progress.metrics) })
     }
 
     fn is_done(&self) -> bool {

@@ -3,6 +3,10 @@
 mod architecture;
 mod data;
 mod formats;
+mod golden;
+mod methods;
 mod model;
+mod outbound;
 mod support;
 mod text;
+mod trainer;

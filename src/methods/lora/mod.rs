@@ -11,7 +11,6 @@ use candle_core::{Device, Tensor, Var};
 use super::{AdapterFiles, MethodError, Trainable, file};
 use crate::{
     domain::{BaseInfo, LoraSpec, spec::LoraTarget},
-    formats::safetensors,
     model::Hook,
 };
 use layer::{Lora, LowRank};
@@ -136,6 +135,6 @@ impl Trainable for Training {
             })
             .collect::<Result<Vec<_>, candle_core::Error>>()?;
         let config = file::config_bytes(&config::write(&self.spec, &self.base));
-        Ok(AdapterFiles { config, weights: safetensors::write(&tensors) })
+        Ok(AdapterFiles { config, weights: file::tensor_bytes(&tensors) })
     }
 }

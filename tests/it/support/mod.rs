@@ -2,4 +2,6 @@
 
 pub mod gguf;
 pub mod package;
+pub mod quantised;
 pub mod tiny;
+pub mod training;

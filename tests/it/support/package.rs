@@ -7,6 +7,9 @@ use std::{
     sync::Mutex,
 };
 
+use attune::outbound;
+use tokio::runtime::Runtime;
+
 /// One fetch at a time: tests of one process run side by side.
 static FETCH: Mutex<()> = Mutex::new(());
 
@@ -32,4 +35,14 @@ pub fn source(name: &str, version: &str) -> PathBuf {
         fs::rename(top, &done).unwrap();
     }
     done
+}
+
+/// The file of the built-in base, SmolLM2-135M-Instruct, fetched as the server fetches it.
+pub fn smollm2() -> PathBuf {
+    let _one = FETCH.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("models");
+    let source = outbound::Source::parse(outbound::BUILT_IN).unwrap();
+    // On a thread of its own, so that tests with a runtime of theirs may call it.
+    let pull = move || Runtime::new().unwrap().block_on(outbound::pull(&source, &cache)).unwrap();
+    std::thread::spawn(pull).join().unwrap()
 }

@@ -1,0 +1,260 @@
+//! What every method promises, on a dense and on a quantised base. A new method is one row in `table`.
+
+use std::sync::Arc;
+
+use attune::{
+    domain::{MethodSpec, Site, TrainSpec},
+    methods::{self, AdapterFiles, MethodError, Trainable},
+    model::{Base, Batch, Hook, Sequence},
+};
+use candle_core::{Device, Tensor, quantized::GgmlDType, safetensors};
+use serde_json::{Value, json};
+
+use crate::support::{
+    quantised,
+    tiny::{Random, Tiny},
+    training::{From, finish, rows, spec},
+};
+
+/// A method, and what it cannot promise.
+struct Row {
+    adapter: Value,
+    /// A fresh adapter is the base itself.
+    fresh_is_base: bool,
+}
+
+fn table() -> Vec<Row> {
+    let lora = |adapter| Row { adapter, fresh_is_base: true };
+    vec![
+        lora(json!({"type": "lora", "r": 3, "alpha": 7})),
+        lora(json!({"type": "lora", "r": 4, "alpha": 6, "use_rslora": true, "init_lora_weights": "gaussian",
+                    "target_modules": ["q_proj", "v_proj", "down_proj"], "rank_pattern": {"1.self_attn.q_proj": 2},
+                    "alpha_pattern": {"v_proj": 11}, "layers_to_transform": [0, 1]})),
+        lora(json!({"type": "lora", "r": 2, "alpha": 5, "target_modules": r".*_proj", "exclude_modules": ["o_proj"]})),
+    ]
+}
+
+fn bases() -> Vec<Arc<Base>> {
+    let dir = tempfile::tempdir().unwrap();
+    Tiny::default().write(dir.path());
+    let gguf = dir.path().join("tiny.gguf");
+    quantised::write(&Tiny::default(), &gguf, GgmlDType::Q4_1);
+    vec![Base::open("dense", dir.path()).unwrap(), Base::open("quantised", &gguf).unwrap()]
+}
+
+/// Every method on every base.
+fn each(mut check: impl FnMut(&Row, &MethodSpec, &Arc<Base>)) {
+    for base in bases() {
+        for row in table() {
+            let spec = MethodSpec::from_json(&row.adapter).unwrap();
+            spec.check(&base.info).unwrap();
+            check(&row, &spec, &base);
+        }
+    }
+}
+
+/// Tokens and the adapter they carry.
+type Carried<'a> = (&'a [u32], Option<Arc<dyn Hook>>);
+
+fn hidden(base: &Base, sequences: &[Carried]) -> Vec<Vec<f32>> {
+    let sequences = sequences.iter().map(|(tokens, hook)| Sequence { tokens, hook: hook.clone(), cache: None });
+    base.forward(&mut Batch { sequences: sequences.collect(), train: None }).unwrap().to_vec2().unwrap()
+}
+
+fn with(base: &Base, hook: Arc<dyn Hook>) -> Vec<Vec<f32>> {
+    hidden(base, &[(&TOKENS, Some(hook))])
+}
+
+const TOKENS: [u32; 9] = [7, 250, 33, 101, 5, 64, 64, 12, 199];
+
+/// Random values in every variable, so that no factor of zero or one hides anything.
+fn shake(method: &dyn Trainable, seed: u64) {
+    let mut random = Random(seed);
+    for (_, variable) in method.variables() {
+        let values: Vec<f32> = (0..variable.elem_count()).map(|_| 0.2 * random.normal()).collect();
+        variable.set(&Tensor::from_vec(values, variable.shape(), &Device::Cpu).unwrap()).unwrap();
+    }
+}
+
+fn shaken(spec: &MethodSpec, base: &Base, seed: u64) -> Box<dyn Trainable> {
+    let method = methods::create(spec, &base.info, 1).unwrap();
+    shake(method.as_ref(), seed);
+    method
+}
+
+#[test]
+fn a_fresh_adapter_is_the_base_and_comes_from_its_seed() {
+    each(|row, spec, base| {
+        let fresh = methods::create(spec, &base.info, 3).unwrap();
+        let alone = hidden(base, &[(&TOKENS, None)]);
+        assert_eq!(with(base, fresh.hook()) == alone, row.fresh_is_base);
+        assert_ne!(with(base, shaken(spec, base, 4).hook()), alone);
+        let files = |seed| methods::create(spec, &base.info, seed).unwrap().export().unwrap();
+        assert_eq!(files(3), fresh.export().unwrap());
+        assert_ne!(files(4).weights, files(3).weights);
+        let count: usize = fresh.variables().iter().map(|(_, variable)| variable.elem_count()).sum();
+        assert_eq!(count as u64, spec.trainable(&base.info));
+    });
+}
+
+/// `y = x (W + s·BA)ᵀ`, with s from the spec and W made dense.
+#[test]
+fn lora_is_as_strong_as_alpha_by_rank() {
+    each(|_, spec, base| {
+        let MethodSpec::Lora(lora) = spec;
+        let method = shaken(spec, base, 8);
+        let variables = method.variables();
+        let targets = lora.targets(&base.info).unwrap();
+        assert!(targets.iter().all(|target| target.scale != 1.0));
+        for (target, pair) in targets.iter().zip(variables.chunks(2)) {
+            let path = target.site.path(target.layer);
+            assert_eq!(pair[0].0, format!("base_model.model.{path}.lora_A.weight"));
+            assert_eq!(pair[1].0, format!("base_model.model.{path}.lora_B.weight"));
+            let linear = base.linear(target.layer, target.site);
+            let mut random = Random(9);
+            let x: Vec<f32> = (0..5 * linear.shape().1).map(|_| random.normal()).collect();
+            let x = Tensor::from_vec(x, (5, linear.shape().1), &Device::Cpu).unwrap();
+            let delta = pair[1].1.matmul(&pair[0].1).unwrap().affine(target.scale, 0.0).unwrap();
+            let merged = (linear.dequantize().unwrap() + delta).unwrap();
+            let expected = x.matmul(&merged.t().unwrap()).unwrap();
+            let at = attune::model::At { layer: target.layer, lengths: &[5], train: None };
+            let found = method.hook().linear(at, target.site, &x, linear).unwrap();
+            let apart = (found - expected).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+            assert!(apart.to_scalar::<f32>().unwrap() < 2e-4, "{path}: {apart}");
+        }
+    });
+}
+
+#[test]
+fn a_stored_adapter_is_the_same_to_the_bit() {
+    each(|_, spec, base| {
+        let method = shaken(spec, base, 5);
+        let files = method.export().unwrap();
+        let loaded = methods::load(&files, &base.info).unwrap();
+        assert_eq!(with(base, loaded), with(base, method.hook()));
+        let resumed = methods::resume(&files, &base.info).unwrap();
+        assert_eq!(resumed.export().unwrap(), files);
+        // The config stands for the same modules, ranks and scales.
+        let (MethodSpec::Lora(there), MethodSpec::Lora(here)) = (methods::spec_of(&files).unwrap(), spec);
+        assert_eq!(there.targets(&base.info).unwrap(), here.targets(&base.info).unwrap());
+    });
+}
+
+#[test]
+fn every_variable_learns_and_the_base_stays() {
+    each(|row, _, base| {
+        let rows = rows(&[9, 6, 12], 6);
+        let spec: TrainSpec =
+            spec(base, row.adapter.clone(), json!({"n_epochs": 30, "batch_size": 3, "learning_rate": 1e-2}));
+        let weights = || -> Vec<Vec<f32>> {
+            base.info
+                .linears()
+                .chain([(0, Site::Head)])
+                .map(|(layer, site)| base.linear(layer, site).dequantize().unwrap().flatten_all().unwrap())
+                .map(|weight| weight.to_vec1().unwrap())
+                .collect()
+        };
+        let before = weights();
+        let (_, recorder) = finish(base, &spec, &rows, From::default());
+        let losses = recorder.losses();
+        assert!(losses[29] < 0.7 * losses[0], "{losses:?}");
+        assert!(before == weights(), "the base has changed");
+
+        // After one step nothing is at its starting point's zeros any more: every gradient is there.
+        let two = TrainSpec { training: attune::domain::Training { max_steps: Some(2), ..spec.training }, ..spec };
+        let (_, recorder) = finish(base, &two, &rows, From::default());
+        let moments = &recorder.snapshots.last().unwrap().files[3];
+        assert_eq!(moments.0, "trainer.safetensors");
+        let moments = safetensors::load_buffer(&moments.1, &Device::Cpu).unwrap();
+        let variables = methods::create(&two.adapter, &base.info, 1).unwrap().variables();
+        assert!(variables.iter().any(|(name, _)| name.contains("layers.0.")));
+        for (name, _) in variables {
+            let largest = moments[&format!("m.{name}")].abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+            assert!(largest.to_scalar::<f32>().unwrap() > 0.0, "{name} has no gradient");
+        }
+    });
+}
+
+#[test]
+fn rows_of_two_adapters_and_the_base_do_not_mix() {
+    each(|_, spec, base| {
+        let load = |seed| methods::load(&shaken(spec, base, seed).export().unwrap(), &base.info).unwrap();
+        let (a, b) = (load(10), load(11));
+        let sequences: [Carried; 4] = [
+            (&TOKENS[..5], Some(a.clone())),
+            (&TOKENS[1..], None),
+            (&TOKENS[2..4], Some(b.clone())),
+            (&TOKENS, Some(a.clone())),
+        ];
+        let together = hidden(base, &sequences);
+        let apart: Vec<Vec<f32>> = sequences.iter().flat_map(|one| hidden(base, std::slice::from_ref(one))).collect();
+        assert!(together == apart, "a row depends on its neighbours");
+    });
+}
+
+#[test]
+fn files_that_do_not_fit_are_refused_by_name() {
+    let base = &bases()[0];
+    let spec = MethodSpec::from_json(&json!({"r": 3, "alpha": 7})).unwrap();
+    let files = shaken(&spec, base, 12).export().unwrap();
+    let refusal = |files: &AdapterFiles| match methods::load(files, &base.info) {
+        Err(error @ (MethodError::Mismatch(_) | MethodError::Unsupported(_))) => error.to_string(),
+        Err(error) => panic!("{error:?}"),
+        Ok(_) => panic!("the files were taken"),
+    };
+    let config = |key: &str, value: Value| {
+        let mut config: Value = serde_json::from_slice(&files.config).unwrap();
+        config[key] = value;
+        AdapterFiles { config: config.to_string().into_bytes(), ..files.clone() }
+    };
+    for (key, value) in [
+        ("use_dora", json!(true)),
+        ("lora_bias", json!(true)),
+        ("bias", json!("all")),
+        ("modules_to_save", json!(["lm_head"])),
+        ("fan_in_fan_out", json!(true)),
+        ("layer_replication", json!([[0, 1]])),
+        ("init_lora_weights", json!("pissa_niter_4")),
+        ("task_type", json!("SEQ_CLS")),
+        ("peft_type", json!("IA3")),
+        ("r", json!("3")),
+        ("target_modules", json!(7)),
+    ] {
+        let text = refusal(&config(key, value));
+        assert!(text.contains(key), "{key}: {text}");
+    }
+    assert!(refusal(&config("target_modules", json!(["nothing"]))).contains("match no module"));
+    assert!(refusal(&config("r", json!(5))).contains("lora_A.weight has shape [3, 64], not [5, 64]"));
+    assert!(refusal(&config("target_modules", json!(["q_proj"]))).contains("match no module of the base"));
+    // Unknown, harmless or null: taken.
+    for (key, value) in
+        [("base_model_name_or_path", Value::Null), ("some_new_key", json!(3)), ("corda_config", Value::Null)]
+    {
+        methods::load(&config(key, value), &base.info).unwrap();
+    }
+
+    let tensors = safetensors::load_buffer(&files.weights, &Device::Cpu).unwrap();
+    let victim = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight";
+    let weights = |change: &dyn Fn(&mut std::collections::HashMap<String, Tensor>)| {
+        let mut tensors = tensors.clone();
+        change(&mut tensors);
+        let dir = tempfile::tempdir().unwrap();
+        safetensors::save(&tensors, dir.path().join("a")).unwrap();
+        AdapterFiles { weights: std::fs::read(dir.path().join("a")).unwrap(), ..files.clone() }
+    };
+    let missing = weights(&|tensors| drop(tensors.remove(victim)));
+    assert_eq!(refusal(&missing), format!("tensor {victim} is missing"));
+    let extra = weights(&|tensors| drop(tensors.insert("lm_head.weight".into(), tensors[victim].clone())));
+    assert!(refusal(&extra).contains("lm_head.weight"));
+    let turned =
+        weights(&|tensors| drop(tensors.insert(victim.into(), tensors[victim].t().unwrap().contiguous().unwrap())));
+    assert!(refusal(&turned).contains(victim) && refusal(&turned).contains("shape"));
+    let nan = weights(&|tensors| drop(tensors.insert(victim.into(), (&tensors[victim] * f64::NAN).unwrap())));
+    assert!(refusal(&nan).contains(victim) && refusal(&nan).contains("NaN"));
+    // Half precision is read, zero B is taken.
+    let half = weights(&|tensors| {
+        tensors.values_mut().for_each(|tensor| *tensor = tensor.to_dtype(candle_core::DType::BF16).unwrap());
+        drop(tensors.insert(victim.into(), tensors[victim].zeros_like().unwrap()));
+    });
+    methods::load(&half, &base.info).unwrap();
+}
