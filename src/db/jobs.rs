@@ -90,7 +90,9 @@ impl Db {
         use JobStatus::{Paused, Queued, Running};
         let (set, event) = match (wish, now.status) {
             (Wish::Pause, Queued) => ("status = 'paused'", "The job was paused before it started"),
-            (Wish::Pause, Running) => ("requested = 'pause'", "A pause was requested"),
+            (Wish::Pause, Running) if now.requested.as_deref() != Some("cancel") => {
+                ("requested = 'pause'", "A pause was requested")
+            }
             (Wish::Cancel, Queued | Paused) => ("status = 'cancelled', finished_at = {now}", "The job was cancelled"),
             (Wish::Cancel, Running) => ("requested = 'cancel'", "A cancellation was requested"),
             (Wish::Resume, Paused) => ("status = 'queued', requested = NULL", "The job was resumed"),

@@ -172,7 +172,11 @@ impl Db {
         self.leave(job, set, "The job was cancelled").await
     }
 
+    /// A cancellation that came while the checkpoint was written wins.
     pub async fn paused(&self, job: &Job) -> Result<(), DbError> {
+        if self.heartbeat(job, 90).await?.as_deref() == Some("cancel") {
+            return self.cancelled(job).await;
+        }
         let set = "status = 'paused', requested = NULL, lease_until = NULL, barren_attempts = 0";
         self.leave(job, set, "The job is paused").await
     }

@@ -82,6 +82,9 @@ impl Handle {
 
     /// Queues a request. Dropping the receiver frees everything within a step.
     pub fn submit(&self, request: Request) -> Result<mpsc::Receiver<Output>, EngineError> {
+        if request.prompt.is_empty() {
+            return Err(EngineError::Internal("a request without a prompt reached the engine".to_owned()));
+        }
         let admitted =
             self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < self.limit).then_some(n + 1));
         if admitted.is_err() {

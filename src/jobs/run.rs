@@ -82,10 +82,11 @@ async fn train(context: &Context, job: &Job, signals: Arc<Signals>) -> Result<(O
         let message = format!("the base {} is not resident on this worker", job.spec.base);
         return Err(failed("spec_unknown_model", message, Some("model")));
     };
-    let mut train = dataset(context, job, &resident, &job.training_file, "training_file").await?;
+    let train = dataset(context, job, &resident, &job.training_file, "training_file").await?;
     let valid = match &job.validation_file {
         Some(file) => dataset(context, job, &resident, file, "validation_file").await?,
-        None => held_out(&mut train, job.spec.training.validation_split),
+        // The trainer holds out its own share.
+        None => Vec::new(),
     };
     let start = match &job.spec.continue_from {
         Some(generation) => Some(read_adapter(&context.store, generation).await.map_err(|error| match error {
@@ -206,20 +207,6 @@ async fn dataset(
         }
         Err(error @ DataError::Empty) => Err(failed("dataset_empty", error.to_string(), Some(param))),
     }
-}
-
-/// Every n-th row, so that all parts of the file are represented; the same rows in every attempt.
-fn held_out(train: &mut Vec<Example>, share: f64) -> Vec<Example> {
-    let n = (train.len() as f64 * share).round() as usize;
-    if n == 0 || n >= train.len() {
-        return Vec::new();
-    }
-    let total = train.len();
-    let is_held = |i: usize| (i + 1) * n / total > i * n / total;
-    let rows = std::mem::take(train).into_iter().enumerate();
-    let (valid, rest): (Vec<_>, Vec<_>) = rows.partition(|(i, _)| is_held(*i));
-    *train = rest.into_iter().map(|(_, row)| row).collect();
-    valid.into_iter().map(|(_, row)| row).collect()
 }
 
 /// The newest checkpoint whose parts are all there and undamaged; damaged ones are passed over with an event.

@@ -83,13 +83,8 @@ impl Source {
     }
 }
 
-/// As `pull_from`, with the hub at its public address and without a token.
-pub async fn pull(source: &Source, cache: &Path) -> Result<PathBuf, PullError> {
-    pull_from(source, &Hub::default(), cache).await
-}
-
 /// The model's file or directory, fetched into `cache` unless it is there already.
-pub async fn pull_from(source: &Source, hub: &Hub, cache: &Path) -> Result<PathBuf, PullError> {
+pub async fn pull(source: &Source, hub: &Hub, cache: &Path) -> Result<PathBuf, PullError> {
     match source {
         Source::Path(path) if path.exists() => Ok(path.clone()),
         Source::Path(path) => Err(io(path, std::io::ErrorKind::NotFound.into())),

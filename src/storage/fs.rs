@@ -45,6 +45,8 @@ impl FileStore {
             hash.update(&chunk);
             file.write_all(&chunk).await.map_err(|e| unavailable(partial, e))?;
         }
+        // A write that is still under way can fail; the sync alone would not say so.
+        file.flush().await.map_err(|e| unavailable(partial, e))?;
         file.sync_all().await.map_err(|e| unavailable(partial, e))?;
         Ok(Stored { bytes, sha256: hex::encode(hash.finalize()) })
     }

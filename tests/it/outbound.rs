@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use attune::outbound::{Hub, PullError, Source, pull_from};
+use attune::outbound::{Hub, PullError, Source, pull};
 use axum::{
     Json, Router,
     extract::{Request, State},
@@ -105,7 +105,7 @@ impl Site {
     }
 
     async fn pull(&self, source: &str) -> Result<std::path::PathBuf, PullError> {
-        pull_from(&Source::parse(source).unwrap(), &self.hub, self.cache.path()).await
+        pull(&Source::parse(source).unwrap(), &self.hub, self.cache.path()).await
     }
 
     async fn refusal(&self, source: &str) -> String {

@@ -58,17 +58,17 @@ unsafe fn nt_tile<const M: usize, const N: usize>(a: Mat, b: Mat, out: &mut OutM
         let mut p = 0;
         while p + 8 <= k {
             let ys: [__m256; N] = std::array::from_fn(|n| _mm256_loadu_ps(y[n].add(p)));
-            for m in 0..M {
-                let xs = _mm256_loadu_ps(x[m].add(p));
-                for n in 0..N {
-                    sums[m][n] = _mm256_fmadd_ps(xs, ys[n], sums[m][n]);
+            for (sums, x) in sums.iter_mut().zip(&x) {
+                let xs = _mm256_loadu_ps(x.add(p));
+                for (sum, y) in sums.iter_mut().zip(&ys) {
+                    *sum = _mm256_fmadd_ps(xs, *y, *sum);
                 }
             }
             p += 8;
         }
-        for m in 0..M {
-            for n in 0..N {
-                let mut sum = horizontal_sum(sums[m][n]);
+        for (m, sums) in sums.iter().enumerate() {
+            for (n, lanes) in sums.iter().enumerate() {
+                let mut sum = horizontal_sum(*lanes);
                 for q in p..k {
                     sum = (*x[m].add(q)).mul_add(*y[n].add(q), sum);
                 }
@@ -150,17 +150,17 @@ unsafe fn nn_tile<const M: usize, const W: usize>(a: Mat, b: Mat, out: &mut OutM
         let mut sums = [[_mm256_setzero_ps(); W]; M];
         for p in 0..a.cols {
             let ys: [__m256; W] = std::array::from_fn(|w| _mm256_loadu_ps(y.add(p * b.stride + 8 * w)));
-            for m in 0..M {
-                let xs = _mm256_broadcast_ss(&*x[m].add(p));
-                for w in 0..W {
-                    sums[m][w] = _mm256_fmadd_ps(xs, ys[w], sums[m][w]);
+            for (sums, x) in sums.iter_mut().zip(&x) {
+                let xs = _mm256_broadcast_ss(&*x.add(p));
+                for (sum, y) in sums.iter_mut().zip(&ys) {
+                    *sum = _mm256_fmadd_ps(xs, *y, *sum);
                 }
             }
         }
-        for m in 0..M {
-            for w in 0..W {
+        for (m, sums) in sums.iter().enumerate() {
+            for (w, sum) in sums.iter().enumerate() {
                 let place = out.data.add((i + m) * out.stride + j + 8 * w);
-                let sum = if add { _mm256_add_ps(_mm256_loadu_ps(place), sums[m][w]) } else { sums[m][w] };
+                let sum = if add { _mm256_add_ps(_mm256_loadu_ps(place), *sum) } else { *sum };
                 _mm256_storeu_ps(place, sum);
             }
         }

@@ -28,7 +28,7 @@ pub(crate) use by_isa;
 /// eˣ to 2 units in the last place, without branches, so that loops of it vectorise (Cephes' polynomial).
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let x = x.clamp(-87.336_54, 88.376_26);
     let n = (x * std::f32::consts::LOG2_E + 0.5).floor();

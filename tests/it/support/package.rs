@@ -43,6 +43,7 @@ pub fn smollm2() -> PathBuf {
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("models");
     let source = outbound::Source::parse(outbound::BUILT_IN).unwrap();
     // On a thread of its own, so that tests with a runtime of theirs may call it.
-    let pull = move || Runtime::new().unwrap().block_on(outbound::pull(&source, &cache)).unwrap();
+    let pull =
+        move || Runtime::new().unwrap().block_on(outbound::pull(&source, &outbound::Hub::default(), &cache)).unwrap();
     std::thread::spawn(pull).join().unwrap()
 }
