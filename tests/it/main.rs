@@ -2,6 +2,7 @@
 
 mod api;
 mod architecture;
+mod crash;
 mod data;
 mod formats;
 mod golden;
@@ -10,6 +11,7 @@ mod model;
 mod openapi;
 mod outbound;
 mod sdk;
+mod storage;
 mod support;
 mod text;
 mod trainer;

@@ -20,6 +20,8 @@ pub const KEY: &str = "test-key-of-twenty-letters";
 pub struct Server {
     pub url: String,
     data: PathBuf,
+    model: PathBuf,
+    arguments: Vec<String>,
     child: Child,
     /// Kept open: a server that writes to a closed pipe would die of it.
     _stdout: BufReader<ChildStdout>,
@@ -37,24 +39,16 @@ impl Server {
         let dir = tempfile::tempdir().unwrap();
         let (model, data) = (dir.path().join("model"), dir.path().join("data"));
         Tiny::default().write(&model);
-        let mut child = attune(&data)
-            .args(["serve", "--listen", "127.0.0.1:0", "--threads", "1", "--model"])
-            .arg(format!("{BASE}={}", model.display()))
-            .args(arguments)
-            .env("ATTUNE_API_KEY", KEY)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        let url = loop {
-            line.clear();
-            assert!(stdout.read_line(&mut line).unwrap() > 0, "the server ended before it listened");
-            if let Some(url) = line.trim().strip_prefix("listening on ") {
-                break url.to_owned();
-            }
-        };
-        Self { url, data, child, _stdout: stdout, _dir: dir }
+        let arguments = arguments.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>();
+        let (child, stdout, url) = spawn(&data, &model, &arguments);
+        Self { url, data, model, arguments, child, _stdout: stdout, _dir: dir }
+    }
+
+    /// SIGKILL, and the same server again on the same data.
+    pub fn kill_and_restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        (self.child, self._stdout, self.url) = spawn(&self.data, &self.model, &self.arguments);
     }
 
     /// A new key, made by the command line beside the running server.
@@ -72,6 +66,27 @@ impl Server {
 
     pub fn client_with(&self, key: &str) -> Client {
         Client { http: reqwest::Client::new(), url: self.url.clone(), key: key.to_owned() }
+    }
+}
+
+/// Starts the binary and waits until it says where it listens.
+fn spawn(data: &Path, model: &Path, arguments: &[String]) -> (Child, BufReader<ChildStdout>, String) {
+    let mut child = attune(data)
+        .args(["serve", "--listen", "127.0.0.1:0", "--threads", "1", "--model"])
+        .arg(format!("{BASE}={}", model.display()))
+        .args(arguments)
+        .env("ATTUNE_API_KEY", KEY)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    loop {
+        line.clear();
+        assert!(stdout.read_line(&mut line).unwrap() > 0, "the server ended before it listened");
+        if let Some(url) = line.trim().strip_prefix("listening on ") {
+            return (child, stdout, url.to_owned());
+        }
     }
 }
 
