@@ -57,6 +57,8 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("api", &["domain", "service", "jobs", "inference", "storage", "db"]),
+    // A client of the running server: it knows the wire, and starts and stops the process.
+    ("quickstart", &["outbound", "api"]),
 ];
 
 /// Outside names that belong to a few rooms (or top-level files) only.
