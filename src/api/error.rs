@@ -49,6 +49,7 @@ fn status(fault: Fault) -> (StatusCode, &'static str) {
         Fault::Conflict => (StatusCode::CONFLICT, "invalid_request_error"),
         Fault::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error"),
         Fault::UnsupportedMedia => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error"),
+        Fault::Unprocessable => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_request_error"),
         Fault::Busy => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error"),
         Fault::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "server_error"),
         Fault::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "server_error"),

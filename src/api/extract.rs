@@ -7,6 +7,7 @@ use axum::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use utoipa::IntoParams;
 
 use super::error::ApiError;
 use crate::service::{Fault, Problem};
@@ -66,5 +67,31 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
             return Err(Problem::new(Fault::NotFound, "not_found", "no such id").into());
         }
         Ok(Self(id))
+    }
+}
+
+/// How the header stands in the document.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "describes the header in the document")]
+pub struct IdempotencyHeader {
+    /// 1 to 255 visible characters. For 24 hours the same key with the same request gets the same answer, and nothing
+    /// is made twice.
+    #[param(rename = "Idempotency-Key", min_length = 1, max_length = 255)]
+    idempotency_key: Option<String>,
+}
+
+/// The header's value, if there is one.
+pub struct IdempotencyKey(pub Option<String>);
+
+impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let Some(value) = parts.headers.get("idempotency-key") else { return Ok(Self(None)) };
+        let key = value.to_str().ok().filter(|key| (1..=255).contains(&key.len()));
+        let message = "Idempotency-Key takes 1 to 255 visible characters";
+        let key = key.ok_or_else(|| Problem::invalid("Idempotency-Key", "invalid_idempotency_key", message))?;
+        Ok(Self(Some(key.to_owned())))
     }
 }

@@ -21,7 +21,7 @@ use super::{
     AppState,
     auth::{Reading, Training},
     error::{ApiError, ErrorEnvelope},
-    extract::{Id, Query},
+    extract::{Id, IdempotencyHeader, IdempotencyKey, Query},
     list::List,
     models::Deleted,
 };
@@ -79,18 +79,21 @@ fn broken(error: MultipartError) -> Problem {
 
 /// Uploads a file. Training files are checked at once; `GET /v1/files/{id}/report` says more.
 #[utoipa::path(post, path = "/v1/files", operation_id = "createFile", tag = "files",
-    request_body(content = Upload, content_type = "multipart/form-data"),
+    params(IdempotencyHeader), request_body(content = Upload, content_type = "multipart/form-data"),
     responses(
         (status = 200, description = "The file is durable", body = FileObject),
         (status = 400, description = "The form is wrong; `param` says where", body = ErrorEnvelope),
         (status = 401, description = "No or a wrong key", body = ErrorEnvelope),
         (status = 403, description = "The key's scopes do not reach", body = ErrorEnvelope),
+        (status = 409, description = "A request with this idempotency key is under way", body = ErrorEnvelope),
         (status = 413, description = "The file is above the server's limit", body = ErrorEnvelope),
         (status = 415, description = "Not a multipart form", body = ErrorEnvelope),
+        (status = 422, description = "The idempotency key was used for another request", body = ErrorEnvelope),
     ))]
 pub async fn create(
     State(state): State<AppState>,
-    Training(project): Training,
+    Training(caller): Training,
+    IdempotencyKey(key): IdempotencyKey,
     request: Request,
 ) -> Result<Json<FileObject>, ApiError> {
     let form = Multipart::from_request(request, &state).await;
@@ -100,7 +103,7 @@ pub async fn create(
     let kept = match (filled, parts) {
         (Ok(()), Parts { content: Some(content), name, purpose: Some(purpose) }) => {
             let id = content.0.clone();
-            state.service.keep(&project, content, &name, &purpose).await.map_err(|problem| (problem, Some(id)))
+            state.service.keep(&caller, key, content, &name, &purpose).await.map_err(|problem| (problem, Some(id)))
         }
         (Ok(()), Parts { content, purpose, .. }) => {
             let name = if purpose.is_none() { "purpose" } else { "file" };
@@ -244,10 +247,10 @@ pub async fn retrieve(
     ))]
 pub async fn delete(
     State(state): State<AppState>,
-    Training(project): Training,
+    Training(caller): Training,
     Id(id): Id,
 ) -> Result<Json<Deleted>, ApiError> {
-    state.service.delete_file(&project, &id).await?;
+    state.service.delete_file(&caller, &id).await?;
     Ok(Json(Deleted { id, object: "file".to_owned(), deleted: true }))
 }
 

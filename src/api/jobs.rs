@@ -20,7 +20,7 @@ use super::{
     AppState,
     auth::{Reading, Training},
     error::{ApiError, ErrorEnvelope},
-    extract::{Id, JsonObject, Query},
+    extract::{Id, IdempotencyHeader, IdempotencyKey, JsonObject, Query},
     list::{List, Paging},
 };
 use crate::{
@@ -134,23 +134,26 @@ impl From<Job> for JobObject {
 
 /// Starts a fine-tuning job, after its request and data were checked.
 #[utoipa::path(post, path = "/v1/fine_tuning/jobs", operation_id = "createFineTuningJob", tag = "fine-tuning",
-    request_body = CreateJob,
+    params(IdempotencyHeader), request_body = CreateJob,
     responses(
         (status = 200, description = "The job is queued (or would be, in a dry run)", body = JobObject),
         (status = 400, description = "A field or a line of the data is wrong; `param` says which", body = ErrorEnvelope),
         (status = 401, description = "No or a wrong key", body = ErrorEnvelope),
         (status = 403, description = "The key's scopes do not reach", body = ErrorEnvelope),
         (status = 404, description = "No such model or file", body = ErrorEnvelope),
-        (status = 409, description = "The adapter to continue cannot be read", body = ErrorEnvelope),
+        (status = 409, description = "The adapter to continue cannot be read, or a request with this idempotency key \
+            is under way", body = ErrorEnvelope),
         (status = 413, description = "The body is too large", body = ErrorEnvelope),
         (status = 415, description = "The body is not JSON", body = ErrorEnvelope),
+        (status = 422, description = "The idempotency key was used for another request", body = ErrorEnvelope),
     ))]
 pub async fn create(
     State(state): State<AppState>,
-    Training(project): Training,
+    Training(caller): Training,
+    IdempotencyKey(key): IdempotencyKey,
     JsonObject(body): JsonObject,
 ) -> Result<Json<JobObject>, ApiError> {
-    Ok(Json(state.service.create_job(&project, body).await?.into()))
+    Ok(Json(state.service.create_job(&caller, key, body).await?.into()))
 }
 
 /// The project's jobs, newest first.
@@ -204,10 +207,10 @@ macro_rules! steering {
                             ))]
         pub async fn $name(
             State(state): State<AppState>,
-            Training(project): Training,
+            Training(caller): Training,
             Id(id): Id,
         ) -> Result<Json<JobObject>, ApiError> {
-            Ok(Json(state.service.steer(&project, &id, Wish::$wish).await?.into()))
+            Ok(Json(state.service.steer(&caller, &id, Wish::$wish).await?.into()))
         }
     };
 }

@@ -66,9 +66,9 @@ pub async fn retrieve(
     ))]
 pub async fn delete(
     State(state): State<AppState>,
-    Training(project): Training,
+    Training(caller): Training,
     Id(model): Id,
 ) -> Result<Json<Deleted>, ApiError> {
-    state.service.delete_model(&project, &model).await?;
+    state.service.delete_model(&caller, &model).await?;
     Ok(Json(Deleted { id: model, object: "model".to_owned(), deleted: true }))
 }

@@ -2,8 +2,8 @@
 
 use sqlx::{Row, any::AnyRow};
 
-use super::{Db, DbError, Page};
-use crate::domain::AdapterRecord;
+use super::{Db, DbError, Once, Page, Tx};
+use crate::domain::{AdapterRecord, Caller};
 
 fn adapter(row: &AnyRow) -> Result<AdapterRecord, DbError> {
     Ok(AdapterRecord {
@@ -20,22 +20,32 @@ fn adapter(row: &AnyRow) -> Result<AdapterRecord, DbError> {
     })
 }
 
-pub(super) async fn insert(tx: &mut sqlx::Transaction<'_, sqlx::Any>, a: &AdapterRecord) -> Result<(), DbError> {
+/// A name is given once. Only a checkpoint that a later attempt repeats is replaced, by its own job.
+pub(super) async fn insert(tx: &mut Tx, a: &AdapterRecord) -> Result<(), DbError> {
     let sql = "INSERT INTO adapters (id, project, model, parent, method, generation, bytes, created_at, job_id, step) \
                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (project, model) DO UPDATE SET \
-               generation = excluded.generation, bytes = excluded.bytes";
+               generation = excluded.generation, bytes = excluded.bytes \
+               WHERE adapters.job_id = excluded.job_id AND adapters.step = excluded.step";
     let query = sqlx::query(sql).bind(&a.id).bind(&a.project).bind(&a.model).bind(&a.parent).bind(&a.method);
     let query = query.bind(&a.generation).bind(a.bytes).bind(a.created_at).bind(&a.job_id).bind(a.step);
-    query.execute(&mut **tx).await?;
-    Ok(())
+    match query.execute(&mut **tx).await?.rows_affected() {
+        0 => Err(DbError::Conflict(format!("the model name {} is taken", a.model))),
+        _ => Ok(()),
+    }
 }
 
 impl Db {
     /// An import.
-    pub async fn insert_adapter(&self, adapter: &AdapterRecord) -> Result<(), DbError> {
-        let mut tx = self.pool.begin().await?;
+    pub async fn insert_adapter(
+        &self,
+        actor: &str,
+        adapter: &AdapterRecord,
+        once: Option<&Once>,
+    ) -> Result<(), DbError> {
+        let mut tx = self.begin().await?;
+        self.keep_answer(&mut tx, &adapter.project, once, adapter).await?;
         insert(&mut tx, adapter).await?;
-        self.audit(&mut tx, &adapter.project, "adapter.create", &adapter.id).await?;
+        self.audit(&mut tx, actor, &adapter.project, "adapter.create", &adapter.id).await?;
         Ok(tx.commit().await?)
     }
 
@@ -53,25 +63,23 @@ impl Db {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Page<AdapterRecord>, DbError> {
-        let anchor = match after {
-            Some(id) => Some(self.adapter(project, id).await?),
-            None => None,
+        let before = match after {
+            Some(id) => self.place("adapters", project, &self.adapter(project, id).await?.id).await?,
+            None => i64::MAX,
         };
-        let sql = "SELECT * FROM adapters WHERE project = $1 \
-                   AND ($2 = '' OR created_at < $3 OR (created_at = $3 AND id < $2)) \
-                   ORDER BY created_at DESC, id DESC LIMIT $4";
-        let query = sqlx::query(sql).bind(project).bind(anchor.as_ref().map_or("", |a| a.id.as_str()));
-        let query = query.bind(anchor.as_ref().map_or(0, |a| a.created_at)).bind(limit as i64 + 1);
+        let sql = self.sql("SELECT * FROM adapters WHERE project = $1 AND {seq} < $2 ORDER BY {seq} DESC LIMIT $3");
+        let query = sqlx::query(sql).bind(project).bind(before).bind(limit as i64 + 1);
         let rows = query.fetch_all(&self.pool).await?;
         Ok(Page::of(rows.iter().map(adapter).collect::<Result<_, _>>()?, limit))
     }
 
     /// Forgets a name; answers what it was, and whether another name still points at its generation.
-    pub async fn delete_adapter(&self, project: &str, name: &str) -> Result<(AdapterRecord, bool), DbError> {
+    pub async fn delete_adapter(&self, caller: &Caller, name: &str) -> Result<(AdapterRecord, bool), DbError> {
+        let project = &caller.project;
         let record = self.adapter(project, name).await?;
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         sqlx::query("DELETE FROM adapters WHERE id = $1").bind(&record.id).execute(&mut *tx).await?;
-        self.audit(&mut tx, project, "adapter.delete", &record.model).await?;
+        self.audit(&mut tx, &caller.key, project, "adapter.delete", &record.model).await?;
         let query = sqlx::query("SELECT count(*) AS n FROM adapters WHERE generation = $1").bind(&record.generation);
         let left: i64 = query.fetch_one(&mut *tx).await?.try_get("n")?;
         tx.commit().await?;

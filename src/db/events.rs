@@ -2,7 +2,7 @@
 
 use sqlx::{Row, any::AnyRow};
 
-use super::{Db, DbError, NewEvent, Page, optional_json, to_json};
+use super::{Db, DbError, NewEvent, Page, Tx, optional_json, to_json};
 use crate::domain::{Event, EventKind, id};
 
 fn event(row: &AnyRow) -> Result<Event, DbError> {
@@ -24,7 +24,7 @@ impl Db {
     /// repeats them with the same values.
     pub(super) async fn append(
         &self,
-        tx: &mut sqlx::Transaction<'_, sqlx::Any>,
+        tx: &mut Tx,
         job: &str,
         event: &NewEvent,
     ) -> Result<(), DbError> {

@@ -2,8 +2,8 @@
 
 use sqlx::{Row, any::AnyRow};
 
-use super::{Db, DbError, Page, to_json};
-use crate::domain::{FileRecord, FileReport};
+use super::{Db, DbError, Once, Page, to_json};
+use crate::domain::{Caller, FileRecord, FileReport};
 
 fn file(row: &AnyRow) -> Result<FileRecord, DbError> {
     Ok(FileRecord {
@@ -20,14 +20,15 @@ fn file(row: &AnyRow) -> Result<FileRecord, DbError> {
 }
 
 impl Db {
-    pub async fn insert_file(&self, file: &FileRecord) -> Result<(), DbError> {
-        let mut tx = self.pool.begin().await?;
+    pub async fn insert_file(&self, actor: &str, file: &FileRecord, once: Option<&Once>) -> Result<(), DbError> {
+        let mut tx = self.begin().await?;
+        self.keep_answer(&mut tx, &file.project, once, file).await?;
         let sql = "INSERT INTO files (id, project, filename, purpose, bytes, sha256, status, status_details, created_at) \
                    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
         let query = sqlx::query(sql).bind(&file.id).bind(&file.project).bind(&file.filename).bind(&file.purpose);
         let query = query.bind(file.bytes).bind(&file.sha256).bind(&file.status).bind(&file.status_details);
         query.bind(file.created_at).execute(&mut *tx).await?;
-        self.audit(&mut tx, &file.project, "file.create", &file.id).await?;
+        self.audit(&mut tx, actor, &file.project, "file.create", &file.id).await?;
         Ok(tx.commit().await?)
     }
 
@@ -45,31 +46,31 @@ impl Db {
         ascending: bool,
         limit: usize,
     ) -> Result<Page<FileRecord>, DbError> {
-        let anchor = match after {
-            Some(id) => Some(self.file(project, id).await?),
-            None => None,
+        let (edge, order, start) = if ascending { (">", "ASC", 0) } else { ("<", "DESC", i64::MAX) };
+        let edge_row = match after {
+            Some(id) => self.place("files", project, id).await?,
+            None => start,
         };
-        let (edge, order) = if ascending { (">", "ASC") } else { ("<", "DESC") };
         let sql = format!(
-            "SELECT * FROM files WHERE project = $1 AND ($2 = '' OR purpose = $2) \
-             AND ($3 = '' OR created_at {edge} $4 OR (created_at = $4 AND id {edge} $3)) \
-             ORDER BY created_at {order}, id {order} LIMIT $5"
+            "SELECT * FROM files WHERE project = $1 AND ($2 = '' OR purpose = $2) AND {{seq}} {edge} $3 \
+             ORDER BY {{seq}} {order} LIMIT $4"
         );
         let query = sqlx::query(self.sql(&sql)).bind(project).bind(purpose.unwrap_or(""));
-        let query = query.bind(after.unwrap_or("")).bind(anchor.map_or(0, |a| a.created_at)).bind(limit as i64 + 1);
+        let query = query.bind(edge_row).bind(limit as i64 + 1);
         let rows = query.fetch_all(&self.pool).await?;
         Ok(Page::of(rows.iter().map(file).collect::<Result<_, _>>()?, limit))
     }
 
     /// Removes the row; the caller removes the bytes after it.
-    pub async fn delete_file(&self, project: &str, id: &str) -> Result<(), DbError> {
-        let mut tx = self.pool.begin().await?;
+    pub async fn delete_file(&self, caller: &Caller, id: &str) -> Result<(), DbError> {
+        let project = &caller.project;
+        let mut tx = self.begin().await?;
         let query = sqlx::query("DELETE FROM files WHERE project = $1 AND id = $2").bind(project).bind(id);
         if query.execute(&mut *tx).await?.rows_affected() == 0 {
             return Err(DbError::NotFound);
         }
         sqlx::query("DELETE FROM reports WHERE file_id = $1").bind(id).execute(&mut *tx).await?;
-        self.audit(&mut tx, project, "file.delete", id).await?;
+        self.audit(&mut tx, &caller.key, project, "file.delete", id).await?;
         Ok(tx.commit().await?)
     }
 
@@ -85,19 +86,6 @@ impl Db {
                    ON CONFLICT (file_id, model, max_seq_len) DO UPDATE SET report = excluded.report";
         let query = sqlx::query(sql).bind(&report.file_id).bind(&report.model).bind(report.max_seq_len as i64);
         query.bind(to_json(report)?).execute(&self.pool).await?;
-        Ok(())
-    }
-
-    /// An entry of the append-only log, in the transaction of the change itself.
-    pub(super) async fn audit(
-        &self,
-        tx: &mut sqlx::Transaction<'_, sqlx::Any>,
-        project: &str,
-        action: &str,
-        subject: &str,
-    ) -> Result<(), DbError> {
-        let sql = self.sql("INSERT INTO audit (at, project, action, subject) VALUES ({now}, $1, $2, $3)");
-        sqlx::query(sql).bind(project).bind(action).bind(subject).execute(&mut **tx).await?;
         Ok(())
     }
 }

@@ -2,8 +2,8 @@
 
 use sqlx::{Row, any::AnyRow};
 
-use super::{Db, DbError, NewEvent, Page, json, optional_json, to_json};
-use crate::domain::{Job, JobStatus};
+use super::{Db, DbError, NewEvent, Once, Page, json, optional_json, to_json};
+use crate::domain::{Caller, Job, JobStatus};
 
 pub(super) fn job(row: &AnyRow) -> Result<Job, DbError> {
     let status: String = row.try_get("status")?;
@@ -42,17 +42,19 @@ pub enum Wish {
 
 impl Db {
     /// A new job and its first event, in one transaction.
-    pub async fn insert_job(&self, job: &Job) -> Result<(), DbError> {
-        let mut tx = self.pool.begin().await?;
+    pub async fn insert_job(&self, actor: &str, job: &Job, once: Option<&Once>) -> Result<(), DbError> {
+        let mut tx = self.begin().await?;
+        self.keep_answer(&mut tx, &job.project, once, job).await?;
         let sql = "INSERT INTO jobs (id, project, created_at, status, model, training_file, validation_file, spec, \
-                   priority, output_model, result_files, metadata, fence, barren_attempts, next_seq) \
-                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, '[]', $11, 0, 0, 0)";
+                   priority, output_model, result_files, metadata, base, fence, barren_attempts, next_seq) \
+                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, '[]', $11, $12, 0, 0, 0)";
         let query = sqlx::query(sql).bind(&job.id).bind(&job.project).bind(job.created_at).bind(job.status.as_str());
         let query = query.bind(&job.model).bind(&job.training_file).bind(&job.validation_file);
         let query = query.bind(to_json(&job.spec)?).bind(job.priority).bind(&job.output_model);
-        query.bind(job.metadata.as_ref().map(to_json).transpose()?).execute(&mut *tx).await?;
+        let query = query.bind(job.metadata.as_ref().map(to_json).transpose()?).bind(&job.spec.base);
+        query.execute(&mut *tx).await?;
         self.append(&mut tx, &job.id, &NewEvent::info("The job was created and waits for a worker")).await?;
-        self.audit(&mut tx, &job.project, "job.create", &job.id).await?;
+        self.audit(&mut tx, actor, &job.project, "job.create", &job.id).await?;
         Ok(tx.commit().await?)
     }
 
@@ -63,14 +65,12 @@ impl Db {
 
     /// Newest first, after the job `after`.
     pub async fn jobs(&self, project: &str, after: Option<&str>, limit: usize) -> Result<Page<Job>, DbError> {
-        let anchor = match after {
-            Some(id) => Some(self.job(project, id).await?),
-            None => None,
+        let before = match after {
+            Some(id) => self.place("jobs", project, id).await?,
+            None => i64::MAX,
         };
-        let sql = "SELECT * FROM jobs WHERE project = $1 AND ($2 = '' OR created_at < $3 OR (created_at = $3 AND id < $2)) \
-                   ORDER BY created_at DESC, id DESC LIMIT $4";
-        let query = sqlx::query(sql).bind(project).bind(after.unwrap_or(""));
-        let query = query.bind(anchor.map_or(0, |a| a.created_at)).bind(limit as i64 + 1);
+        let sql = self.sql("SELECT * FROM jobs WHERE project = $1 AND {seq} < $2 ORDER BY {seq} DESC LIMIT $3");
+        let query = sqlx::query(sql).bind(project).bind(before).bind(limit as i64 + 1);
         let rows = query.fetch_all(&self.pool).await?;
         Ok(Page::of(rows.iter().map(job).collect::<Result<_, _>>()?, limit))
     }
@@ -83,9 +83,11 @@ impl Db {
     }
 
     /// Queued jobs change at once; a running one's worker acts within a step.
-    pub async fn steer(&self, project: &str, id: &str, wish: Wish) -> Result<Job, DbError> {
-        let mut tx = self.pool.begin().await?;
-        let query = sqlx::query("SELECT * FROM jobs WHERE project = $1 AND id = $2").bind(project).bind(id);
+    pub async fn steer(&self, caller: &Caller, id: &str, wish: Wish) -> Result<Job, DbError> {
+        let mut tx = self.begin().await?;
+        // Held, so that a worker that claims or ends the job comes before all of this or after it.
+        let sql = self.sql("SELECT * FROM jobs WHERE project = $1 AND id = $2 {lock}");
+        let query = sqlx::query(sql).bind(&caller.project).bind(id);
         let now = job(&query.fetch_optional(&mut *tx).await?.ok_or(DbError::NotFound)?)?;
         use JobStatus::{Paused, Queued, Running};
         let (set, event) = match (wish, now.status) {
@@ -104,13 +106,10 @@ impl Db {
                 return Err(DbError::Conflict(format!("a job that is {} cannot {verb}", status.as_str())));
             }
         };
-        // The status again, so that a worker that finished meanwhile wins.
-        let sql = self.sql(&format!("UPDATE jobs SET {set} WHERE id = $1 AND status = $2 RETURNING *"));
-        let row = sqlx::query(sql).bind(id).bind(now.status.as_str()).fetch_optional(&mut *tx).await?;
-        let row = row.ok_or_else(|| DbError::Conflict("the job changed at the same moment: try again".to_owned()))?;
-        let changed = job(&row)?;
+        let sql = self.sql(&format!("UPDATE jobs SET {set} WHERE id = $1 RETURNING *"));
+        let changed = job(&sqlx::query(sql).bind(id).fetch_one(&mut *tx).await?)?;
         self.append(&mut tx, id, &NewEvent::info(event)).await?;
-        self.audit(&mut tx, project, &format!("job.{wish:?}").to_lowercase(), id).await?;
+        self.audit(&mut tx, &caller.key, &caller.project, &format!("job.{wish:?}").to_lowercase(), id).await?;
         tx.commit().await?;
         Ok(changed)
     }

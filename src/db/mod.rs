@@ -1,6 +1,8 @@
 //! All SQL. One query set for SQLite and PostgreSQL; every query of a user's data carries the project.
 
 mod adapters;
+mod answers;
+mod audit;
 mod checkpoints;
 mod events;
 mod files;
@@ -8,7 +10,7 @@ mod jobs;
 mod keys;
 mod queue;
 
-use std::time::Duration;
+use std::{fmt::Write as _, time::Duration};
 
 use sqlx::{
     AnyPool, AssertSqlSafe, Executor, Row, SqlSafeStr,
@@ -16,9 +18,25 @@ use sqlx::{
     migrate::{Migration, MigrationType, Migrator},
 };
 
+pub use answers::Once;
 pub use checkpoints::CheckpointRecord;
 pub use jobs::Wish;
 pub use queue::{Claim, NewEvent, Publication};
+
+/// The scripts, in order: never changed once published, only added to.
+macro_rules! migrations {
+    ($folder:literal) => {
+        &[
+            ("start", include_str!(concat!("../../migrations/", $folder, "/0001_start.sql"))),
+            (
+                "order actors answers",
+                include_str!(concat!("../../migrations/", $folder, "/0002_order_actors_answers.sql")),
+            ),
+        ]
+    };
+}
+const SQLITE: &[(&str, &str)] = migrations!("sqlite");
+const POSTGRES: &[(&str, &str)] = migrations!("postgres");
 
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
@@ -30,6 +48,9 @@ pub enum DbError {
     /// Another attempt owns the job now; what this one made is thrown away.
     #[error("this attempt no longer owns the job")]
     Fenced,
+    /// Another request with this idempotency key was faster.
+    #[error("a request with this idempotency key is under way")]
+    Answered,
     #[error("the database has a row that cannot be read: {0}")]
     Corrupt(String),
     #[error("database: {0}")]
@@ -54,6 +75,8 @@ impl<T> Page<T> {
     }
 }
 
+type Tx = sqlx::Transaction<'static, sqlx::Any>;
+
 /// A pool of connections. Cheap to clone.
 #[derive(Clone)]
 pub struct Db {
@@ -62,7 +85,7 @@ pub struct Db {
 }
 
 impl Db {
-    /// `sqlite:PATH` (made if missing) or `postgres://…`.
+    /// `sqlite:PATH` (as it is, made if missing) or `postgres://…`.
     pub async fn connect(url: &str) -> Result<Self, DbError> {
         sqlx::any::install_default_drivers();
         let is_sqlite = url.starts_with("sqlite:");
@@ -78,19 +101,21 @@ impl Db {
                 Ok(())
             })
         });
-        let url = if is_sqlite && !url.contains('?') { format!("{url}?mode=rwc") } else { url.to_owned() };
+        let url = match url.strip_prefix("sqlite:") {
+            Some(path) => format!("sqlite:{}?mode=rwc", escaped(path)),
+            None => url.to_owned(),
+        };
         Ok(Self { pool: options.connect(&url).await?, is_sqlite })
     }
 
     /// Brings the tables up to date. Safe to call from several processes.
     pub async fn migrate(&self) -> Result<(), DbError> {
-        let sql = if self.is_sqlite {
-            include_str!("../../migrations/sqlite/0001_start.sql")
-        } else {
-            include_str!("../../migrations/postgres/0001_start.sql")
+        let scripts = if self.is_sqlite { SQLITE } else { POSTGRES };
+        let migration = |(number, (name, sql)): (i64, &(&'static str, &'static str))| {
+            Migration::new(number, (*name).into(), MigrationType::Simple, AssertSqlSafe(*sql).into_sql_str(), false)
         };
-        let first = Migration::new(1, "start".into(), MigrationType::Simple, AssertSqlSafe(sql).into_sql_str(), false);
-        Ok(Migrator::with_migrations(vec![first]).run(&self.pool).await?)
+        let migrations = (1..).zip(scripts).map(migration).collect();
+        Ok(Migrator::with_migrations(migrations).run(&self.pool).await?)
     }
 
     /// Whether the database answers.
@@ -99,16 +124,45 @@ impl Db {
         Ok(())
     }
 
+    /// Where a row stands in its table, for the page behind it.
+    async fn place(&self, table: &'static str, project: &str, id: &str) -> Result<i64, DbError> {
+        let sql = self.sql(&format!("SELECT {{seq}} AS place FROM {table} WHERE project = $1 AND id = $2"));
+        let row = sqlx::query(sql).bind(project).bind(id).fetch_optional(&self.pool).await?;
+        Ok(row.ok_or(DbError::NotFound)?.try_get("place")?)
+    }
+
     pub fn is_sqlite(&self) -> bool {
         self.is_sqlite
     }
 
-    /// `{now}` is the database's clock in unix seconds, `{skip}` passes over rows that others hold.
+    /// A transaction that will write. SQLite's takes the write lock at once and waits for it if it must: one that has
+    /// read before it writes is refused as busy when another process wrote in between.
+    async fn begin(&self) -> Result<Tx, DbError> {
+        Ok(self.pool.begin_with(if self.is_sqlite { "BEGIN IMMEDIATE" } else { "BEGIN" }).await?)
+    }
+
+    /// `{now}` is the database's clock in unix seconds, `{seq}` counts a table's rows up in the order of their making,
+    /// `{lock}` holds the rows that are read, `{skip}` too but passes over those that others hold.
     fn sql(&self, text: &str) -> AssertSqlSafe<String> {
         let now = if self.is_sqlite { "unixepoch()" } else { "CAST(extract(epoch FROM now()) AS BIGINT)" };
-        let skip = if self.is_sqlite { "" } else { "FOR UPDATE SKIP LOCKED" };
-        AssertSqlSafe(text.replace("{now}", now).replace("{skip}", skip))
+        let (seq, lock, skip) =
+            if self.is_sqlite { ("rowid", "", "") } else { ("seq", "FOR UPDATE", "FOR UPDATE SKIP LOCKED") };
+        let text = text.replace("{now}", now).replace("{seq}", seq);
+        AssertSqlSafe(text.replace("{lock}", lock).replace("{skip}", skip))
     }
+}
+
+/// A path as the part of a URL: `%`, `#`, `?` and spaces mean themselves.
+fn escaped(path: &str) -> String {
+    let mut text = String::new();
+    for byte in path.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => text.push(char::from(byte)),
+            // Writing to a string cannot fail.
+            _ => _ = write!(text, "%{byte:02X}"),
+        }
+    }
+    text
 }
 
 /// A JSON column.

@@ -15,6 +15,13 @@ pub enum Scope {
     Read,
 }
 
+/// Who asks for a change: the project whose rows it may touch, and the key, for the audit log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    pub project: String,
+    pub key: String,
+}
+
 /// A key as the database knows it: only its hash.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ApiKey {

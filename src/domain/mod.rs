@@ -18,6 +18,6 @@ pub use dataset::{FileReport, LineError};
 pub use event::{Event, EventKind, Metrics};
 pub use file::FileRecord;
 pub use job::{Failure, Job, JobStatus};
-pub use key::{ApiKey, Scope};
+pub use key::{ApiKey, Caller, Scope};
 pub use observer::{Control, Observer, Snapshot};
 pub use spec::{Hyperparameters, LoraSpec, MethodSpec, ObjectiveSpec, SpecError, TrainSpec, Training, TrainingRequest};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    domain::Manifest,
+    domain::{Manifest, ManifestFile},
     methods::AdapterFiles,
     storage::{BlobStore, Key, StorageError},
 };
@@ -28,7 +28,16 @@ pub fn sha256(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
 
-/// An adapter's files, checked against its manifest.
+/// The identity of files: SHA-256 over their names and hashes.
+pub fn generation_of(files: &[ManifestFile]) -> String {
+    let mut hash = Sha256::new();
+    for file in files {
+        hash.update(format!("{} {} {}\n", file.name, file.bytes, file.sha256));
+    }
+    hex::encode(hash.finalize())
+}
+
+/// An adapter's files, checked against its manifest, and the manifest against the generation that was asked for.
 pub async fn read_adapter(
     store: &Arc<dyn BlobStore>,
     generation: &str,
@@ -37,6 +46,9 @@ pub async fn read_adapter(
     let manifest = store.get(&key(MANIFEST)).await?;
     let manifest: Manifest =
         serde_json::from_slice(&manifest).map_err(|_| ArtifactError::Damaged(key(MANIFEST).to_string()))?;
+    if manifest.generation != generation || generation_of(&manifest.files) != generation {
+        return Err(ArtifactError::Damaged(key(MANIFEST).to_string()));
+    }
     let mut files = AdapterFiles::default();
     for file in &manifest.files {
         let bytes = store.get(&key(&file.name)).await?;

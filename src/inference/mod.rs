@@ -8,7 +8,7 @@ mod registry;
 mod sample;
 mod sequence;
 
-pub use artifact::{ArtifactError, CONFIG, MANIFEST, WEIGHTS, read_adapter, sha256};
+pub use artifact::{ArtifactError, CONFIG, MANIFEST, WEIGHTS, generation_of, read_adapter, sha256};
 pub use bases::{Bases, Resident};
 pub use handle::{EngineSettings, Handle};
 

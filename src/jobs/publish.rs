@@ -3,23 +3,12 @@
 
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
-
 use crate::{
     domain::{BaseInfo, Manifest, ManifestFile},
-    inference::{ArtifactError, CONFIG, MANIFEST, WEIGHTS, sha256},
+    inference::{ArtifactError, CONFIG, MANIFEST, WEIGHTS, generation_of, sha256},
     methods::AdapterFiles,
     storage::{BlobStore, Key},
 };
-
-/// The identity of files: SHA-256 over their names and hashes.
-fn generation(files: &[ManifestFile]) -> String {
-    let mut hash = Sha256::new();
-    for file in files {
-        hash.update(format!("{} {} {}\n", file.name, file.bytes, file.sha256));
-    }
-    hex::encode(hash.finalize())
-}
 
 /// Writes one blob and reads it back.
 pub(super) async fn put_checked(
@@ -51,7 +40,7 @@ pub async fn publish_adapter(
             sha256: sha256(bytes),
         })
         .collect();
-    let generation = generation(&listed);
+    let generation = generation_of(&listed);
     for (name, bytes) in parts {
         put_checked(store, &Key::Adapter { generation: generation.clone(), name: name.to_owned() }, bytes).await?;
     }

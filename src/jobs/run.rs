@@ -40,6 +40,8 @@ impl From<DbError> for Stop {
     fn from(error: DbError) -> Self {
         match error {
             DbError::Fenced => Stop::Fenced,
+            // Its name was given away: no later attempt can have it.
+            DbError::Conflict(message) => failed("spec_name_taken", message, Some("suffix")),
             error => Stop::Again(error.into()),
         }
     }
@@ -73,7 +75,14 @@ pub(super) async fn attempt(context: &Context, claim: Claim, signals: Arc<Signal
             tracing::warn!(job.id = job.id, "the attempt lost its lease; its work is thrown away");
             Ok(())
         }
-        Err(Stop::Again(error)) => Err(error.context(format!("job {}", job.id))),
+        Err(Stop::Again(error)) => {
+            let pause = match context.db.give_back(&job).await {
+                Err(DbError::Fenced) => return Ok(()),
+                other => other?,
+            };
+            tracing::warn!(job.id = job.id, pause_s = pause, "a passing fault ended the attempt: {error:#}");
+            Ok(())
+        }
     }
 }
 
@@ -93,6 +102,7 @@ async fn train(context: &Context, job: &Job, signals: Arc<Signals>) -> Result<(O
             ArtifactError::Storage(StorageError::NotFound(_)) => {
                 failed("spec_unknown_model", format!("the adapter {generation} is not in the store"), Some("model"))
             }
+            ArtifactError::Damaged(_) => failed("internal_adapter_damaged", error.to_string(), Some("model")),
             error => error.into(),
         })?),
         None => None,

@@ -25,17 +25,11 @@ const LOOK: Duration = Duration::from_secs(2);
 
 /// A running worker.
 pub struct Worker {
-    wake: Arc<Notify>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
 impl Worker {
-    /// A job was queued.
-    pub fn waker(&self) -> Arc<Notify> {
-        self.wake.clone()
-    }
-
     /// Lets the running job write a checkpoint and give its claim back, then ends.
     pub async fn stop(self) {
         _ = self.stop.send(true);
@@ -45,20 +39,20 @@ impl Worker {
     }
 }
 
-/// Works on one job at a time until it is stopped.
-pub fn start(context: Context) -> Worker {
-    let wake = Arc::new(Notify::new());
+/// Works on one job at a time until it is stopped. It looks for a job when it is woken, and every few seconds.
+pub fn start(context: Context, wake: Arc<Notify>) -> Worker {
     let (stop, stopped) = watch::channel(false);
-    let task = tokio::spawn(work(context, wake.clone(), stopped));
-    Worker { wake, stop, task }
+    let task = tokio::spawn(work(context, wake, stopped));
+    Worker { stop, task }
 }
 
 async fn work(context: Context, wake: Arc<Notify>, mut stopped: watch::Receiver<bool>) {
     let name = id::new("worker-");
+    let bases: Vec<&str> = context.bases.iter().map(|resident| resident.base.info.id.as_str()).collect();
     while !*stopped.borrow() {
         // Registered before the look, so that a job queued in between is not missed.
         let woken = wake.notified();
-        match context.db.claim(&name, LEASE).await {
+        match context.db.claim(&name, &bases, LEASE).await {
             Ok(Some(claim)) => {
                 run_claim(&context, claim, stopped.clone()).await;
                 continue;
@@ -80,7 +74,8 @@ async fn run_claim(context: &Context, claim: Claim, stopped: watch::Receiver<boo
     let job = claim.job.id.clone();
     tracing::info!(job.id = job, fence = claim.job.fence, "attempt started");
     if let Err(error) = run::attempt(context, claim, signals).await {
-        // The lease runs out by itself; the next attempt goes on from the last checkpoint.
+        // The database does not answer: the lease runs out by itself, and the next attempt goes on from the last
+        // checkpoint.
         tracing::error!(job.id = job, "attempt ended: {error:#}");
         let mut stopped = stopped;
         tokio::select! {

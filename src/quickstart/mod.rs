@@ -26,7 +26,7 @@ const SCORED: usize = 10;
 
 /// Runs the job and serves until it is stopped.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
-    let base = match config.models.first() {
+    let base = match config.node.models.first() {
         Some(model) => model.split('=').next().unwrap_or(outbound::BUILT_IN).to_owned(),
         None => outbound::BUILT_IN.to_owned(),
     };

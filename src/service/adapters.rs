@@ -1,10 +1,11 @@
 //! Adapters in and out.
 
-use super::{Problem, Service, catalogue::Model};
+use super::{Problem, Service, catalogue::Model, once::remembered};
 use crate::{
-    domain::{AdapterRecord, id},
+    db::Once,
+    domain::{AdapterRecord, Caller, id},
     formats::archive,
-    inference::{CONFIG, MANIFEST, WEIGHTS, read_adapter},
+    inference::{CONFIG, MANIFEST, WEIGHTS, read_adapter, sha256},
     jobs::{now, publish_adapter},
     methods::{self, AdapterFiles},
     storage::Key,
@@ -20,16 +21,38 @@ pub enum Packing {
     Tar,
 }
 
+/// A PEFT directory to be imported.
+pub struct Import {
+    /// The id of the base that it was trained on.
+    pub base: String,
+    pub suffix: Option<String>,
+    /// The archive.
+    pub packed: Vec<u8>,
+}
+
 impl Service {
     /// A PEFT directory, packed, becomes a model.
     pub async fn import_adapter(
         &self,
-        project: &str,
-        base: &str,
-        suffix: Option<String>,
-        packed: Vec<u8>,
+        caller: &Caller,
+        idempotency_key: Option<String>,
+        import: Import,
     ) -> Result<AdapterRecord, Problem> {
-        let model = self.model(project, base).await?;
+        let Import { base, suffix, packed } = &import;
+        let content = format!("{base}\n{suffix:?}\n{}", sha256(packed));
+        let once = remembered(idempotency_key, "adapters", &content);
+        let work = self.make_adapter(caller, once.as_ref(), import);
+        self.once(&caller.project, once.as_ref(), work).await
+    }
+
+    async fn make_adapter(
+        &self,
+        caller: &Caller,
+        once: Option<&Once>,
+        Import { base, suffix, packed }: Import,
+    ) -> Result<AdapterRecord, Problem> {
+        let project = &caller.project;
+        let model = self.model(project, &base).await?;
         if model.adapter.is_some() {
             let message = format!("{base} is a tuned model: an import names a base");
             return Err(Problem::invalid("model", "not_a_base", message));
@@ -50,7 +73,7 @@ impl Service {
             job_id: None,
             step: None,
         };
-        self.db.insert_adapter(&record).await?;
+        self.db.insert_adapter(&caller.key, &record, once).await?;
         Ok(record)
     }
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{Problem, Service};
-use crate::{db::DbError, domain::AdapterRecord, inference::Resident};
+use crate::{db::DbError, domain::{AdapterRecord, Caller}, inference::Resident};
 
 /// What a request's `model` means.
 #[derive(Clone)]
@@ -100,12 +100,12 @@ impl Service {
     }
 
     /// Forgets a tuned model's name, and its files when no other name has them.
-    pub async fn delete_model(&self, project: &str, name: &str) -> Result<(), Problem> {
+    pub async fn delete_model(&self, caller: &Caller, name: &str) -> Result<(), Problem> {
         if self.bases.get(name).is_some() {
             let message = format!("{name} is a base: only its operator can remove it");
             return Err(Problem::new(super::Fault::Forbidden, "base_model", message).at("model"));
         }
-        let (record, in_use) = self.db.delete_adapter(project, name).await.map_err(|error| match error {
+        let (record, in_use) = self.db.delete_adapter(caller, name).await.map_err(|error| match error {
             DbError::NotFound => Problem::model_not_found(name),
             error => error.into(),
         })?;

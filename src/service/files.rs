@@ -2,13 +2,14 @@
 
 use std::io::Cursor;
 
-use super::{Problem, Service};
+use super::{Problem, Service, once::remembered};
 use crate::{
     data::{self, DataError},
-    domain::{FileRecord, FileReport, id},
+    db::Once,
+    domain::{Caller, FileRecord, FileReport, id},
     inference::Resident,
     jobs::now,
-    storage::{ByteStream, Key},
+    storage::{ByteStream, Key, Stored},
 };
 
 /// What files can be uploaded for.
@@ -19,7 +20,7 @@ const MAX_NAME: usize = 255;
 
 impl Service {
     /// Takes a file's content before its purpose is known.
-    pub async fn receive(&self, body: ByteStream) -> Result<(String, crate::storage::Stored), Problem> {
+    pub async fn receive(&self, body: ByteStream) -> Result<(String, Stored), Problem> {
         let id = id::new("file-");
         let stored = self.store.put_stream(&Key::File { id: id.clone() }, body, self.max_upload).await?;
         Ok((id, stored))
@@ -32,11 +33,30 @@ impl Service {
         }
     }
 
-    /// Makes an upload a file.
+    /// Makes an upload a file; or removes it, if a file was made of the same upload before.
     pub async fn keep(
         &self,
-        project: &str,
-        (id, stored): (String, crate::storage::Stored),
+        caller: &Caller,
+        idempotency_key: Option<String>,
+        content: (String, Stored),
+        filename: &str,
+        purpose: &str,
+    ) -> Result<FileRecord, Problem> {
+        let id = content.0.clone();
+        let once = remembered(idempotency_key, "files", &format!("{purpose}\n{}\n{filename}", content.1.sha256));
+        let work = self.make_file(caller, once.as_ref(), content, filename, purpose);
+        let file = self.once(&caller.project, once.as_ref(), work).await?;
+        if file.id != id {
+            self.discard(&id).await;
+        }
+        Ok(file)
+    }
+
+    async fn make_file(
+        &self,
+        caller: &Caller,
+        once: Option<&Once>,
+        (id, stored): (String, Stored),
         filename: &str,
         purpose: &str,
     ) -> Result<FileRecord, Problem> {
@@ -57,7 +77,7 @@ impl Service {
         };
         let file = FileRecord {
             id,
-            project: project.to_owned(),
+            project: caller.project.clone(),
             filename: filename.chars().filter(|c| !c.is_control()).collect(),
             purpose: purpose.to_owned(),
             bytes: stored.bytes as i64,
@@ -66,7 +86,7 @@ impl Service {
             status_details: details,
             created_at: now(),
         };
-        self.db.insert_file(&file).await?;
+        self.db.insert_file(&caller.key, &file, once).await?;
         Ok(file)
     }
 
@@ -122,13 +142,13 @@ impl Service {
         })
     }
 
-    pub async fn delete_file(&self, project: &str, id: &str) -> Result<(), Problem> {
-        self.file(project, id).await?;
+    pub async fn delete_file(&self, caller: &Caller, id: &str) -> Result<(), Problem> {
+        self.file(&caller.project, id).await?;
         if self.db.file_is_in_use(id).await? {
             let message = format!("{id} is read by a job that has not ended: cancel the job first");
             return Err(Problem::new(super::Fault::Conflict, "file_in_use", message));
         }
-        self.db.delete_file(project, id).await?;
+        self.db.delete_file(caller, id).await?;
         self.discard(id).await;
         Ok(())
     }

@@ -8,11 +8,12 @@ use super::{
     catalogue::Model,
     fields::{Unsupported, check_metadata, in_range, read, refuse_unsupported},
     files::first_error,
+    once::remembered,
 };
 use crate::{
     db::{DbError, Wish},
     domain::{
-        FileReport, Job, JobStatus, MethodSpec, ObjectiveSpec, TrainSpec, Training, id,
+        Caller, FileReport, Job, JobStatus, MethodSpec, ObjectiveSpec, TrainSpec, Training, id,
         spec::{Hyperparameters, Precision, TrainingRequest},
     },
     inference::read_adapter,
@@ -44,15 +45,26 @@ const UNSUPPORTED: [Unsupported; 1] =
 
 impl Service {
     /// Checks a request and, unless it is a dry run, queues its job.
-    pub async fn create_job(&self, project: &str, mut body: Map<String, Value>) -> Result<Job, Problem> {
+    pub async fn create_job(
+        &self,
+        caller: &Caller,
+        idempotency_key: Option<String>,
+        mut body: Map<String, Value>,
+    ) -> Result<Job, Problem> {
+        let content = serde_json::to_string(&body).map_err(Problem::internal)?;
+        let once = remembered(idempotency_key, "jobs", &content);
         refuse_unsupported(&mut body, &UNSUPPORTED)?;
         let body: Body = read(body)?;
-        let job = self.plan(project, &body).await?;
-        if !body.dry_run.unwrap_or(false) {
-            self.db.insert_job(&job).await?;
-            self.wake.notify_one();
-        }
-        Ok(job)
+        let project = &caller.project;
+        let work = async {
+            let job = self.plan(project, &body).await?;
+            if !body.dry_run.unwrap_or(false) {
+                self.db.insert_job(&caller.key, &job, once.as_ref()).await?;
+                self.wake.notify_one();
+            }
+            Ok(job)
+        };
+        self.once(project, once.as_ref(), work).await
     }
 
     async fn plan(&self, project: &str, body: &Body) -> Result<Job, Problem> {
@@ -174,8 +186,8 @@ impl Service {
         self.db.job(project, id).await.map_err(|error| of_job(error, id))
     }
 
-    pub async fn steer(&self, project: &str, id: &str, wish: Wish) -> Result<Job, Problem> {
-        let job = self.db.steer(project, id, wish).await.map_err(|error| of_job(error, id))?;
+    pub async fn steer(&self, caller: &Caller, id: &str, wish: Wish) -> Result<Job, Problem> {
+        let job = self.db.steer(caller, id, wish).await.map_err(|error| of_job(error, id))?;
         self.wake.notify_one();
         Ok(job)
     }

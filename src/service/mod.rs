@@ -8,6 +8,7 @@ pub mod fields;
 pub mod files;
 pub mod generate;
 pub mod jobs;
+mod once;
 pub mod problem;
 pub mod stop;
 
@@ -30,7 +31,7 @@ pub struct Service {
     pub store: Arc<dyn BlobStore>,
     pub bases: Bases,
     pub engine: Handle,
-    /// Wakes the worker in this process when a job is queued.
+    /// Wakes a worker in this process when a job is queued.
     pub wake: Arc<Notify>,
     /// The largest file that an upload may bring, in bytes.
     pub max_upload: u64,

@@ -20,6 +20,7 @@ pub enum Fault {
     Conflict,
     TooLarge,
     UnsupportedMedia,
+    Unprocessable,
     Busy,
     Unavailable,
     Internal,
@@ -35,6 +36,9 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// Another request with the same idempotency key is under way.
+    pub(super) const KEY_IN_USE: &str = "idempotency_key_in_use";
+
     pub fn new(fault: Fault, code: &str, message: impl Into<String>) -> Self {
         Self { fault, message: message.into(), param: None, code: Some(code.to_owned()) }
     }
@@ -72,6 +76,7 @@ impl From<DbError> for Problem {
         match error {
             DbError::NotFound => Self::new(Fault::NotFound, "not_found", "not found"),
             DbError::Conflict(message) => Self::new(Fault::Conflict, "invalid_state", message),
+            DbError::Answered => Self::new(Fault::Conflict, Self::KEY_IN_USE, error.to_string()).at("Idempotency-Key"),
             DbError::Sql(error) => {
                 tracing::error!("database: {error}");
                 Self::new(Fault::Unavailable, "database_unavailable", "the database does not answer: try again")

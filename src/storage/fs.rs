@@ -1,8 +1,11 @@
 //! Blobs as local files: written beside their place, synced, then renamed into it.
 
 use std::{
+    fs::Permissions,
     io::ErrorKind,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -22,9 +25,40 @@ fn unavailable(what: &Path, error: std::io::Error) -> StorageError {
     StorageError::Unavailable(format!("{}: {error}", what.display()))
 }
 
+/// The end of a name that is not a blob's yet.
+const PARTIAL: &str = ".partial";
+
+/// A partial file that nobody has written to for this long has no writer: other processes may share the folder.
+const ABANDONED: Duration = Duration::from_secs(3600);
+
+fn sweep(dir: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let found = match entry.metadata() {
+            Ok(found) => found,
+            // Another process was faster.
+            Err(e) if e.kind() == ErrorKind::NotFound => continue,
+            Err(e) => return Err(e),
+        };
+        if found.is_dir() {
+            sweep(&entry.path())?;
+        } else if entry.file_name().as_encoded_bytes().ends_with(PARTIAL.as_bytes())
+            && found.modified()?.elapsed().is_ok_and(|age| age > ABANDONED)
+        {
+            tracing::info!("removing {}, left by a process that was killed", entry.path().display());
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 impl FileStore {
+    /// Makes the folder if it is missing, and removes what a killed process left half written.
     pub async fn open(root: PathBuf) -> Result<Self, StorageError> {
         fs::create_dir_all(&root).await.map_err(|e| unavailable(&root, e))?;
+        let dir = root.clone();
+        let swept = tokio::task::spawn_blocking(move || sweep(&dir)).await.map_err(std::io::Error::other);
+        swept.flatten().map_err(|e| unavailable(&root, e))?;
         Ok(Self { root })
     }
 
@@ -32,9 +66,18 @@ impl FileStore {
         self.root.join(key.path())
     }
 
-    async fn write(&self, partial: &Path, body: ByteStream, limit: u64) -> Result<Stored, StorageError> {
-        let mut body = body;
-        let mut file = fs::File::create(partial).await.map_err(|e| unavailable(partial, e))?;
+    /// The folder of a new blob. A folder is durable once its parent is synced.
+    async fn make_dir(&self, dir: &Path) -> Result<(), StorageError> {
+        let missing: Vec<_> = dir.ancestors().take_while(|dir| *dir != self.root && !dir.exists()).collect();
+        fs::create_dir_all(dir).await.map_err(|e| unavailable(dir, e))?;
+        for made in missing {
+            sync_dir(made.parent().unwrap_or(&self.root)).await?;
+        }
+        Ok(())
+    }
+
+    async fn write(&self, file: std::fs::File, body: ByteStream, limit: u64) -> Result<Stored, StorageError> {
+        let (mut file, mut body) = (fs::File::from_std(file), body);
         let (mut bytes, mut hash) = (0u64, Sha256::new());
         while let Some(chunk) = body.next().await {
             let chunk = chunk?;
@@ -43,16 +86,16 @@ impl FileStore {
                 return Err(StorageError::TooLarge { limit });
             }
             hash.update(&chunk);
-            file.write_all(&chunk).await.map_err(|e| unavailable(partial, e))?;
+            file.write_all(&chunk).await.map_err(|e| unavailable(&self.root, e))?;
         }
         // A write that is still under way can fail; the sync alone would not say so.
-        file.flush().await.map_err(|e| unavailable(partial, e))?;
-        file.sync_all().await.map_err(|e| unavailable(partial, e))?;
+        file.flush().await.map_err(|e| unavailable(&self.root, e))?;
+        file.sync_all().await.map_err(|e| unavailable(&self.root, e))?;
         Ok(Stored { bytes, sha256: hex::encode(hash.finalize()) })
     }
 }
 
-/// Makes a rename durable.
+/// Makes durable which names a folder has.
 async fn sync_dir(dir: &Path) -> Result<(), StorageError> {
     let opened = fs::File::open(dir).await.map_err(|e| unavailable(dir, e))?;
     opened.sync_all().await.map_err(|e| unavailable(dir, e))
@@ -63,18 +106,13 @@ impl BlobStore for FileStore {
     async fn put_stream(&self, key: &Key, body: ByteStream, limit: u64) -> Result<Stored, StorageError> {
         let path = self.path(key);
         let dir = path.parent().unwrap_or(&self.root).to_owned();
-        fs::create_dir_all(&dir).await.map_err(|e| unavailable(&dir, e))?;
-        let partial = path.with_extension(format!("{}.partial", crate::domain::id::random(12)));
-        let written = self.write(&partial, body, limit).await;
-        let renamed = match written {
-            Ok(stored) => fs::rename(&partial, &path).await.map_err(|e| unavailable(&path, e)).map(|()| stored),
-            Err(error) => Err(error),
-        };
-        if renamed.is_err() {
-            // Whatever happened, no half of a blob stays; the first error is the one to tell.
-            _ = fs::remove_file(&partial).await;
-        }
-        let stored = renamed?;
+        self.make_dir(&dir).await?;
+        // Removed when it is dropped: by an error, or because nobody waits for this any more.
+        let mut partial = tempfile::Builder::new();
+        let partial = partial.prefix("").suffix(PARTIAL).permissions(Permissions::from_mode(0o666));
+        let (file, partial) = partial.tempfile_in(&dir).map_err(|e| unavailable(&dir, e))?.into_parts();
+        let stored = self.write(file, body, limit).await?;
+        partial.persist(&path).map_err(|e| unavailable(&path, e.error))?;
         sync_dir(&dir).await?;
         Ok(stored)
     }

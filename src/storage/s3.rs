@@ -98,6 +98,28 @@ impl S3Store {
     }
 }
 
+/// An upload whose parts take room until it is completed or aborted. Dropping this aborts it: after an error, or when
+/// nobody waits for the upload any more.
+struct Unfinished {
+    client: Client,
+    bucket: String,
+    name: String,
+    /// None once it is complete.
+    upload: Option<String>,
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let (Some(upload), Ok(runtime)) = (self.upload.take(), tokio::runtime::Handle::try_current()) else { return };
+        let abort = self.client.abort_multipart_upload().bucket(&self.bucket).key(&self.name).upload_id(&upload);
+        runtime.spawn(async move {
+            if let Err(e) = abort.send().await {
+                tracing::warn!(upload, "an upload could not be aborted: {}", DisplayErrorContext(&e));
+            }
+        });
+    }
+}
+
 /// Counts and hashes what passes.
 struct Counter {
     bytes: u64,
@@ -142,19 +164,17 @@ impl BlobStore for S3Store {
         let request = self.client.create_multipart_upload().bucket(&self.bucket).key(&name);
         let created = request.send().await.map_err(|e| failed(&name, e))?;
         let upload = created.upload_id.ok_or_else(|| StorageError::Unavailable(format!("s3, {name}: no upload id")))?;
-        let parts = match self.upload_parts(&name, &upload, first, &mut body, &mut counter).await {
-            Ok(parts) => parts,
-            Err(error) => {
-                let abort = self.client.abort_multipart_upload().bucket(&self.bucket).key(&name).upload_id(&upload);
-                if let Err(e) = abort.send().await {
-                    tracing::warn!(upload, "an upload could not be aborted: {}", DisplayErrorContext(&e));
-                }
-                return Err(error);
-            }
+        let mut unfinished = Unfinished {
+            client: self.client.clone(),
+            bucket: self.bucket.clone(),
+            name: name.clone(),
+            upload: Some(upload.clone()),
         };
+        let parts = self.upload_parts(&name, &upload, first, &mut body, &mut counter).await?;
         let parts = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
         let request = self.client.complete_multipart_upload().bucket(&self.bucket).key(&name).upload_id(&upload);
         request.multipart_upload(parts).send().await.map_err(|e| failed(&name, e))?;
+        unfinished.upload = None;
         Ok(counter.stored())
     }
 
