@@ -20,7 +20,8 @@ pub struct Once {
 impl Db {
     /// The request and the answer, as JSON, that a key was used for.
     pub async fn answer(&self, project: &str, key: &str) -> Result<Option<(String, String)>, DbError> {
-        let sql = self.sql("SELECT request, answer FROM answers WHERE project = $1 AND key = $2 AND created_at > {now} - $3");
+        let sql =
+            self.sql("SELECT request, answer FROM answers WHERE project = $1 AND key = $2 AND created_at > {now} - $3");
         let query = sqlx::query(sql).bind(project).bind(key).bind(KEPT);
         let Some(row) = query.fetch_optional(&self.pool).await? else { return Ok(None) };
         Ok(Some((row.try_get("request")?, row.try_get("answer")?)))

@@ -22,12 +22,7 @@ fn event(row: &AnyRow) -> Result<Event, DbError> {
 impl Db {
     /// Appends an event in a transaction that holds the job's row. A step's metrics are kept once: a resumed run
     /// repeats them with the same values.
-    pub(super) async fn append(
-        &self,
-        tx: &mut Tx,
-        job: &str,
-        event: &NewEvent,
-    ) -> Result<(), DbError> {
+    pub(super) async fn append(&self, tx: &mut Tx, job: &str, event: &NewEvent) -> Result<(), DbError> {
         if let Some(step) = event.step {
             let sql = "SELECT count(*) AS n FROM events WHERE job_id = $1 AND kind = 'metrics' AND step = $2";
             let row = sqlx::query(sql).bind(job).bind(step).fetch_one(&mut **tx).await?;

@@ -115,7 +115,15 @@ impl Db {
             Migration::new(number, (*name).into(), MigrationType::Simple, AssertSqlSafe(*sql).into_sql_str(), false)
         };
         let migrations = (1..).zip(scripts).map(migration).collect();
-        Ok(Migrator::with_migrations(migrations).run(&self.pool).await?)
+        let migrator = Migrator::with_migrations(migrations);
+        if !self.is_sqlite {
+            // Under a lock of its own.
+            return Ok(migrator.run(&self.pool).await?);
+        }
+        // In one transaction: of several processes that start on an empty file, one makes the tables.
+        let mut tx = self.begin().await?;
+        migrator.run_direct(None, &mut *tx, false).await?;
+        Ok(tx.commit().await?)
     }
 
     /// Whether the database answers.

@@ -58,8 +58,7 @@ pub struct Publication {
 }
 
 /// Takes this attempt from those that count as barren: `claim` counted it.
-const UNCOUNTED: &str =
-    "barren_attempts = CASE WHEN barren_attempts > 0 THEN barren_attempts - 1 ELSE 0 END";
+const UNCOUNTED: &str = "barren_attempts = CASE WHEN barren_attempts > 0 THEN barren_attempts - 1 ELSE 0 END";
 
 /// What stands in the row of a job that this attempt owns.
 struct Held {
@@ -249,12 +248,7 @@ impl Db {
         })
     }
 
-    async fn set_failed(
-        &self,
-        tx: &mut Tx,
-        job: &str,
-        failure: &Failure,
-    ) -> Result<(), DbError> {
+    async fn set_failed(&self, tx: &mut Tx, job: &str, failure: &Failure) -> Result<(), DbError> {
         let message = format!("The job failed: {}", failure.message);
         self.append(tx, job, &NewEvent::at_level("error", message)).await?;
         let sql = self.sql(

@@ -4,7 +4,11 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{Problem, Service};
-use crate::{db::DbError, domain::{AdapterRecord, Caller}, inference::Resident};
+use crate::{
+    db::DbError,
+    domain::{AdapterRecord, Caller},
+    inference::Resident,
+};
 
 /// What a request's `model` means.
 #[derive(Clone)]

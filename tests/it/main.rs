@@ -4,6 +4,7 @@ mod api;
 mod architecture;
 mod crash;
 mod data;
+mod db;
 mod formats;
 mod golden;
 mod methods;

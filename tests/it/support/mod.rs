@@ -2,6 +2,7 @@
 
 pub mod gguf;
 pub mod package;
+pub mod postgres;
 pub mod quantised;
 pub mod server;
 pub mod tiny;

@@ -46,17 +46,46 @@ impl Server {
 
     /// SIGKILL, and the same server again on the same data.
     pub fn kill_and_restart(&mut self) {
+        self.kill();
+        (self.child, self._stdout, self.url) = spawn(&self.data, &self.model, &self.arguments);
+    }
+
+    pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        (self.child, self._stdout, self.url) = spawn(&self.data, &self.model, &self.arguments);
+    }
+
+    /// The base as `--model` takes it.
+    pub fn model_argument(&self) -> String {
+        format!("{BASE}={}", self.model.display())
     }
 
     /// A new key, made by the command line beside the running server.
     pub fn create_key(&self, project: &str, scopes: &str) -> String {
-        let output =
-            attune(&self.data).args(["keys", "create", "--project", project, "--scopes", scopes]).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+        self.command(&["keys", "create", "--project", project, "--scopes", scopes]).unwrap().trim().to_owned()
+    }
+
+    /// Another process of the binary on this server's data directory: what it says, or its complaint.
+    pub fn command(&self, arguments: &[&str]) -> Result<String, String> {
+        let output = attune(&self.data).args(arguments).env("ATTUNE_API_KEY", KEY).output().unwrap();
+        match output.status.success() {
+            true => Ok(String::from_utf8(output.stdout).unwrap()),
+            false => Err(String::from_utf8(output.stderr).unwrap()),
+        }
+    }
+
+    /// A worker of its own, with a data directory of its own and the same base, ready for jobs.
+    pub fn worker(&self, arguments: &[&str]) -> Worker {
+        let dir = tempfile::tempdir().unwrap();
+        let arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
+        let mut command = attune(dir.path());
+        let (child, stdout, _) = start(command.arg("worker"), &self.model, &arguments, "waiting for jobs on ");
+        Worker { child, _stdout: stdout, _dir: dir }
+    }
+
+    /// Where the server keeps everything.
+    pub fn data(&self) -> &Path {
+        &self.data
     }
 
     /// A client with the bootstrap key.
@@ -71,26 +100,46 @@ impl Server {
 
 /// Starts the binary and waits until it says where it listens.
 fn spawn(data: &Path, model: &Path, arguments: &[String]) -> (Child, BufReader<ChildStdout>, String) {
-    let mut child = attune(data)
-        .args(["serve", "--listen", "127.0.0.1:0", "--threads", "1", "--model"])
-        .arg(format!("{BASE}={}", model.display()))
-        .args(arguments)
-        .env("ATTUNE_API_KEY", KEY)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut command = attune(data);
+    command.args(["serve", "--listen", "127.0.0.1:0"]).env("ATTUNE_API_KEY", KEY);
+    start(&mut command, model, arguments, "listening on ")
+}
+
+/// Starts a process and waits for its line that begins so; gives the rest of the line.
+fn start(
+    command: &mut Command,
+    model: &Path,
+    arguments: &[String],
+    ready: &str,
+) -> (Child, BufReader<ChildStdout>, String) {
+    command.args(["--threads", "1", "--model"]).arg(format!("{BASE}={}", model.display())).args(arguments);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
     loop {
         line.clear();
-        assert!(stdout.read_line(&mut line).unwrap() > 0, "the server ended before it listened");
-        if let Some(url) = line.trim().strip_prefix("listening on ") {
-            return (child, stdout, url.to_owned());
+        assert!(stdout.read_line(&mut line).unwrap() > 0, "the process ended before it was ready");
+        if let Some(rest) = line.trim().strip_prefix(ready) {
+            return (child, stdout, rest.to_owned());
         }
     }
 }
 
 impl Drop for Server {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+/// A running worker. It is killed when this is dropped.
+pub struct Worker {
+    child: Child,
+    _stdout: BufReader<ChildStdout>,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Worker {
     fn drop(&mut self) {
         _ = self.child.kill();
         _ = self.child.wait();
@@ -137,6 +186,11 @@ impl Client {
 
     pub async fn post(&self, path: &str, body: &Value) -> Answer {
         answer(self.request(Method::POST, path).json(body)).await
+    }
+
+    /// The same with an idempotency key.
+    pub async fn post_once(&self, key: &str, path: &str, body: &Value) -> Answer {
+        answer(self.request(Method::POST, path).header("idempotency-key", key).json(body)).await
     }
 
     pub async fn delete(&self, path: &str) -> Answer {
