@@ -31,49 +31,38 @@ const PARTIAL: &str = ".partial";
 /// A partial file that nobody has written to for this long has no writer: other processes may share the folder.
 const ABANDONED: Duration = Duration::from_secs(3600);
 
-fn sweep(dir: &Path) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        let found = match entry.metadata() {
-            Ok(found) => found,
-            // Another process was faster.
-            Err(e) if e.kind() == ErrorKind::NotFound => continue,
-            Err(e) => return Err(e),
-        };
+/// Removes what killed processes left half written. What cannot be looked at is left alone.
+fn sweep(dir: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let Ok(found) = entry.metadata() else { continue };
+        let path = entry.path();
         if found.is_dir() {
-            sweep(&entry.path())?;
-        } else if entry.file_name().as_encoded_bytes().ends_with(PARTIAL.as_bytes())
-            && found.modified()?.elapsed().is_ok_and(|age| age > ABANDONED)
-        {
-            tracing::info!("removing {}, left by a process that was killed", entry.path().display());
-            std::fs::remove_file(entry.path())?;
+            sweep(&path);
+            continue;
+        }
+        let is_partial = path.as_os_str().as_encoded_bytes().ends_with(PARTIAL.as_bytes());
+        let is_old = found.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age > ABANDONED));
+        if is_partial && is_old {
+            match std::fs::remove_file(&path) {
+                Ok(()) => tracing::info!("removed {}, left by a process that was killed", path.display()),
+                Err(error) => tracing::warn!("{} is left by a killed process: {error}", path.display()),
+            }
         }
     }
-    Ok(())
 }
 
 impl FileStore {
-    /// Makes the folder if it is missing, and removes what a killed process left half written.
+    /// Makes the folder if it is missing.
     pub async fn open(root: PathBuf) -> Result<Self, StorageError> {
         fs::create_dir_all(&root).await.map_err(|e| unavailable(&root, e))?;
         let dir = root.clone();
-        let swept = tokio::task::spawn_blocking(move || sweep(&dir)).await.map_err(std::io::Error::other);
-        swept.flatten().map_err(|e| unavailable(&root, e))?;
+        let swept = tokio::task::spawn_blocking(move || sweep(&dir)).await;
+        swept.map_err(|e| unavailable(&root, std::io::Error::other(e)))?;
         Ok(Self { root })
     }
 
     fn path(&self, key: &Key) -> PathBuf {
         self.root.join(key.path())
-    }
-
-    /// The folder of a new blob. A folder is durable once its parent is synced.
-    async fn make_dir(&self, dir: &Path) -> Result<(), StorageError> {
-        let missing: Vec<_> = dir.ancestors().take_while(|dir| *dir != self.root && !dir.exists()).collect();
-        fs::create_dir_all(dir).await.map_err(|e| unavailable(dir, e))?;
-        for made in missing {
-            sync_dir(made.parent().unwrap_or(&self.root)).await?;
-        }
-        Ok(())
     }
 
     async fn write(&self, file: std::fs::File, body: ByteStream, limit: u64) -> Result<Stored, StorageError> {
@@ -106,14 +95,17 @@ impl BlobStore for FileStore {
     async fn put_stream(&self, key: &Key, body: ByteStream, limit: u64) -> Result<Stored, StorageError> {
         let path = self.path(key);
         let dir = path.parent().unwrap_or(&self.root).to_owned();
-        self.make_dir(&dir).await?;
+        fs::create_dir_all(&dir).await.map_err(|e| unavailable(&dir, e))?;
         // Removed when it is dropped: by an error, or because nobody waits for this any more.
         let mut partial = tempfile::Builder::new();
         let partial = partial.prefix("").suffix(PARTIAL).permissions(Permissions::from_mode(0o666));
         let (file, partial) = partial.tempfile_in(&dir).map_err(|e| unavailable(&dir, e))?.into_parts();
         let stored = self.write(file, body, limit).await?;
         partial.persist(&path).map_err(|e| unavailable(&path, e.error))?;
-        sync_dir(&dir).await?;
+        // The folders too may be new, made by this or by another that has not come to here yet.
+        for dir in dir.ancestors().take_while(|dir| dir.starts_with(&self.root)) {
+            sync_dir(dir).await?;
+        }
         Ok(stored)
     }
 

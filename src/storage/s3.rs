@@ -77,6 +77,20 @@ impl S3Store {
         format!("{}{}", self.prefix, key.path())
     }
 
+    /// A multipart upload and its id. The request is a task of its own: it ends also when nobody waits for it any more,
+    /// and what it began is aborted then.
+    async fn begin(&self, name: &str) -> Result<(Unfinished, String), StorageError> {
+        let (client, bucket, name) = (self.client.clone(), self.bucket.clone(), name.to_owned());
+        let began = tokio::spawn(async move {
+            let request = client.create_multipart_upload().bucket(&bucket).key(&name);
+            let created = request.send().await.map_err(|e| failed(&name, e))?;
+            let upload = created.upload_id;
+            let upload = upload.ok_or_else(|| StorageError::Unavailable(format!("s3, {name}: no upload id")))?;
+            Ok((Unfinished { client, bucket, name, upload: Some(upload.clone()) }, upload))
+        });
+        began.await.map_err(|e| StorageError::Unavailable(format!("s3: {e}")))?
+    }
+
     async fn upload_parts(
         &self,
         name: &str,
@@ -161,15 +175,7 @@ impl BlobStore for S3Store {
             request.send().await.map_err(|e| failed(&name, e))?;
             return Ok(counter.stored());
         }
-        let request = self.client.create_multipart_upload().bucket(&self.bucket).key(&name);
-        let created = request.send().await.map_err(|e| failed(&name, e))?;
-        let upload = created.upload_id.ok_or_else(|| StorageError::Unavailable(format!("s3, {name}: no upload id")))?;
-        let mut unfinished = Unfinished {
-            client: self.client.clone(),
-            bucket: self.bucket.clone(),
-            name: name.clone(),
-            upload: Some(upload.clone()),
-        };
+        let (mut unfinished, upload) = self.begin(&name).await?;
         let parts = self.upload_parts(&name, &upload, first, &mut body, &mut counter).await?;
         let parts = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
         let request = self.client.complete_multipart_upload().bucket(&self.bucket).key(&name).upload_id(&upload);

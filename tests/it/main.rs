@@ -2,6 +2,7 @@
 
 mod api;
 mod architecture;
+mod artifact;
 mod crash;
 mod data;
 mod db;

@@ -1,6 +1,9 @@
 //! One suite for every store: local files, and S3 spoken by an in-process server.
 
-use std::sync::Arc;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use attune::storage::{self, BlobStore, ByteStream, Key, S3Settings, S3Store, StorageError};
 use bytes::Bytes;
@@ -82,14 +85,52 @@ async fn behaves(store: Arc<dyn BlobStore>) {
     assert!(left == a || left == b);
 }
 
+/// Nobody waits for an upload any more: it has begun when `begun` says so, and must leave nothing.
+async fn is_dropped(store: Arc<dyn BlobStore>, begun: impl Fn() -> bool) {
+    // Two parts of a multipart upload, and then silence.
+    let body = pieces(17_000_000).1.chain(stream::pending()).boxed();
+    let key = file("dropped");
+    let mut upload = std::pin::pin!(store.put_stream(&key, body, u64::MAX));
+    loop {
+        tokio::select! {
+            biased;
+            ended = &mut upload => panic!("the stream never ends: {ended:?}"),
+            () = tokio::time::sleep(std::time::Duration::from_millis(5)) => if begun() { return },
+        }
+    }
+}
+
+/// Every file below a folder.
+fn all_files(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { all_files(&path) } else { vec![path] }).collect()
+}
+
 #[tokio::test]
 async fn files_behave() {
     let dir = tempfile::tempdir().unwrap();
     let url = format!("file:{}", dir.path().display());
-    behaves(storage::open(&url, &S3Settings::default()).await.unwrap()).await;
-    let partial = |path: &std::path::Path| path.to_string_lossy().contains("partial");
-    let left: Vec<_> = std::fs::read_dir(dir.path().join("files")).unwrap().map(|e| e.unwrap().path()).collect();
-    assert!(!left.iter().any(|path| partial(path)), "{left:?}");
+    let open = async || storage::open(&url, &S3Settings::default()).await.unwrap();
+    behaves(open().await).await;
+    let partial = || -> Vec<PathBuf> {
+        let all = all_files(dir.path());
+        all.into_iter().filter(|path| path.to_string_lossy().ends_with(".partial")).collect()
+    };
+    assert_eq!(partial(), Vec::<PathBuf>::new());
+    is_dropped(open().await, || !partial().is_empty()).await;
+    assert_eq!(partial(), Vec::<PathBuf>::new(), "a dropped upload leaves nothing");
+
+    // What a killed process left goes at the next start; what another process still writes to stays.
+    let (old, fresh) = (dir.path().join("files/old.partial"), dir.path().join("files/fresh.partial"));
+    for path in [&old, &fresh] {
+        std::fs::write(path, "half").unwrap();
+    }
+    let age = std::time::SystemTime::now() - std::time::Duration::from_secs(2 * 3600);
+    std::fs::File::options().write(true).open(&old).unwrap().set_modified(age).unwrap();
+    let blobs = all_files(dir.path()).len();
+    open().await;
+    assert_eq!(partial(), [fresh]);
+    assert_eq!(all_files(dir.path()).len(), blobs - 1);
 }
 
 #[tokio::test]
@@ -116,7 +157,23 @@ async fn s3_behaves() {
         region: Some("us-east-1".to_owned()),
         credentials: Some(("id".to_owned(), "secret".to_owned())),
     };
-    behaves(Arc::new(S3Store::connect(BUCKET, "a/prefix", &settings).await.unwrap())).await;
+    let store = Arc::new(S3Store::connect(BUCKET, "a/prefix", &settings).await.unwrap());
+    behaves(store.clone()).await;
+    // The server keeps an upload that is neither complete nor aborted in files of this name.
+    let has = |part: &str| all_files(dir.path()).iter().any(|path| path.to_string_lossy().contains(part));
+    let uploads = || has(".upload");
+    let none_left = async || {
+        let start = std::time::Instant::now();
+        while uploads() {
+            assert!(start.elapsed().as_secs() < 20, "{:?}", all_files(dir.path()));
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    none_left().await;
+    is_dropped(store.clone(), uploads).await;
+    none_left().await;
+    is_dropped(store, || has(".part-2")).await;
+    none_left().await;
     let stranger = S3Settings { credentials: Some(("id".to_owned(), "wrong".to_owned())), ..settings };
     let store = S3Store::connect(BUCKET, "a/prefix", &stranger).await.unwrap();
     let error = store.get(&file("race")).await.unwrap_err();
