@@ -1,5 +1,5 @@
 //! SIGKILL in the middle of a job: after a restart it goes on from its last checkpoint, and nothing in its result
-//! tells that it was interrupted.
+//! tells that it was interrupted. And faults that pass by themselves.
 
 use serde_json::{Value, json};
 
@@ -65,4 +65,28 @@ async fn a_killed_job_ends_with_the_same_bytes() {
     assert_eq!(events.iter().filter(resumed).count(), 3, "{events:#?}");
     let numbers: Vec<u64> = events.iter().map(|(id, _)| id.parse().unwrap()).collect();
     assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>(), "events without gaps");
+}
+
+#[tokio::test]
+async fn a_passing_fault_costs_a_moment() {
+    let server = Server::start();
+    let client = server.client();
+    // A file where the folder should be: no checkpoint can be written, not even by root.
+    let obstacle = server.data().join("blobs/checkpoints");
+    std::fs::write(&obstacle, "").unwrap();
+    let job = start_job(&client).await;
+    let path = format!("/v1/fine_tuning/jobs/{job}/events?limit=100");
+    let faults = async || {
+        let events = client.get(&path).await.ok();
+        let is_fault = |event: &&Value| event["message"].as_str().unwrap().starts_with("A passing fault of the server");
+        events["data"].as_array().unwrap().iter().filter(is_fault).count()
+    };
+    while faults().await < 3 {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    std::fs::remove_file(&obstacle).unwrap();
+    let since = std::time::Instant::now();
+    let ended = client.end_of(&job).await;
+    assert_eq!(ended["status"], "succeeded", "{ended}");
+    assert!(since.elapsed().as_secs() < 60, "a lease of 90 s was waited for: {:?}", since.elapsed());
 }
