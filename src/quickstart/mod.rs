@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
@@ -26,6 +26,7 @@ const SCORED: usize = 10;
 
 /// Runs the job and serves until it is stopped.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
+    ensure!(config.workers > 0, "--workers is 0, below 1: the quickstart trains in this process");
     let base = match config.node.models.first() {
         Some(model) => model.split('=').next().unwrap_or(outbound::BUILT_IN).to_owned(),
         None => outbound::BUILT_IN.to_owned(),

@@ -50,6 +50,10 @@ async fn a_generation_is_what_its_name_says() {
     let lying = Manifest { generation: g.clone(), ..two.clone() };
     put(&store, g, "manifest.json", serde_json::to_vec(&lying).unwrap()).await;
     damaged("another's files under this one's generation").await;
+    put(&store, g, weights, b"one".to_vec()).await;
+    let renamed = Manifest { generation: two.generation.clone(), ..one.clone() };
+    put(&store, g, "manifest.json", serde_json::to_vec(&renamed).unwrap()).await;
+    damaged("these files under another's generation").await;
     let empty = Manifest { files: Vec::new(), ..one.clone() };
     put(&store, g, "manifest.json", serde_json::to_vec(&empty).unwrap()).await;
     damaged("no files").await;

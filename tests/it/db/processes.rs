@@ -25,7 +25,8 @@ async fn a_worker_trains_what_a_server_took() {
     assert_eq!((&waiting["status"], &waiting["started_at"]), (&json!("queued"), &json!(null)), "nobody trains yet");
 
     let _worker = server.worker(&shared);
-    let ended = client.end_of(id).await;
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(100), client.end_of(id)).await;
+    let ended = ended.expect("the worker takes the job");
     assert_eq!(ended["status"], "succeeded", "{ended}");
     let chat = json!({
         "model": ended["fine_tuned_model"], "messages": [{"role": "user", "content": "Question 1"}], "max_tokens": 4,
