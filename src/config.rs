@@ -45,7 +45,7 @@ pub struct DatabaseConfig {
     #[arg(long, env = "ATTUNE_DATA_DIR", default_value = "data")]
     pub data_dir: PathBuf,
     /// sqlite:PATH or postgres://…; default: attune.db in the data directory. SQLite belongs to one server.
-    #[arg(long, env = "ATTUNE_DATABASE_URL")]
+    #[arg(long, env = "ATTUNE_DATABASE_URL", hide_env_values = true)]
     pub database_url: Option<String>,
 }
 

@@ -115,12 +115,17 @@ fn start(
     command.args(["--threads", "1", "--model"]).arg(format!("{BASE}={}", model.display())).args(arguments);
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let rest = line_after(ready, &mut stdout);
+    (child, stdout, rest)
+}
+
+fn line_after(start: &str, lines: &mut impl BufRead) -> String {
     let mut line = String::new();
     loop {
         line.clear();
-        assert!(stdout.read_line(&mut line).unwrap() > 0, "the process ended before it was ready");
-        if let Some(rest) = line.trim().strip_prefix(ready) {
-            return (child, stdout, rest.to_owned());
+        assert!(lines.read_line(&mut line).unwrap() > 0, "the process ended before it was ready");
+        if let Some(rest) = line.trim().strip_prefix(start) {
+            return rest.to_owned();
         }
     }
 }
