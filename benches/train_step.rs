@@ -14,13 +14,17 @@ use attune::{
     data::Example,
     domain::{
         Control, MethodSpec, Metrics, ObjectiveSpec, Observer, Snapshot, TrainSpec, Training, TrainingRequest,
-        spec::Schedule,
+        spec::{Precision, Schedule},
     },
     model::Base,
     trainer::{self, Run},
 };
 use clap::Parser;
 use serde_json::json;
+
+/// As the program has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(Parser)]
 struct Args {
@@ -37,6 +41,8 @@ struct Args {
     rank: usize,
     #[arg(long, default_value = "all-linear", value_parser = ["all-linear", "qv"])]
     targets: String,
+    #[arg(long, default_value = "auto", value_parser = ["auto", "f32", "bf16"])]
+    precision: String,
     /// 0 takes all cores.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -46,13 +52,21 @@ struct Args {
 }
 
 fn main() -> Result<()> {
+    // SAFETY: no other thread has started yet. `main.rs` says why.
+    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     let args = Args::parse();
     rayon::ThreadPoolBuilder::new().num_threads(args.threads).build_global()?;
     let base = Base::open("bench", &args.model)?;
     let rows = rows(&args, base.info.vocab);
     let targets = if args.targets == "qv" { json!(["q_proj", "v_proj"]) } else { json!(args.targets) };
     let adapter = MethodSpec::from_json(&json!({"r": args.rank, "lora_alpha": 16, "target_modules": targets}))?;
+    let precision = match args.precision.as_str() {
+        "f32" => Precision::F32,
+        "bf16" => Precision::Bf16,
+        _ => Precision::Auto,
+    };
     let request = TrainingRequest {
+        precision: Some(precision),
         n_epochs: Some(args.steps + 1),
         batch_size: Some(args.batch as u64),
         learning_rate: Some(1e-5),

@@ -11,8 +11,15 @@ use clap::Parser;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+fn main() -> std::process::ExitCode {
+    // candle's own pool spins between its loops and takes the cores from rayon's, on which the kernels run.
+    // SAFETY: no other thread has started yet.
+    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    run()
+}
+
 #[tokio::main]
-async fn main() -> std::process::ExitCode {
+async fn run() -> std::process::ExitCode {
     telemetry::start("info");
     let result = match Cli::parse().command {
         Command::Serve(config) => app::serve_until_stopped(&config).await,

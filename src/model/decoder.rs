@@ -13,13 +13,16 @@ use candle_core::{Device, Result, Tensor};
 use super::{
     Hook, Linear, ModelError, SequenceCache,
     config::ModelConfig,
-    load,
+    kernels, load,
     mlp::Mlp,
     ops::{self, Attention, RopeTable},
     pass::Pass,
-    weight::Weight,
+    weight::{Compute, Weight},
 };
-use crate::domain::{BaseInfo, Site};
+use crate::{
+    domain::{BaseInfo, Site},
+    formats::Storage,
+};
 
 /// A resident base. Immutable; shared by training and serving.
 pub struct Base {
@@ -31,7 +34,7 @@ pub struct Base {
     embed: Arc<Weight>,
     norm: Arc<Vec<f32>>,
     head: Linear,
-    forwards: AtomicU64,
+    forwards: Arc<AtomicU64>,
 }
 
 /// One decoder layer.
@@ -49,6 +52,24 @@ pub(super) struct Layer {
 }
 
 impl Layer {
+    fn computing(&self, compute: Compute) -> Self {
+        Self {
+            attention_norm: self.attention_norm.clone(),
+            q: self.q.computing(compute),
+            k: self.k.computing(compute),
+            v: self.v.computing(compute),
+            o: self.o.computing(compute),
+            q_norm: self.q_norm.clone(),
+            k_norm: self.k_norm.clone(),
+            mlp_norm: self.mlp_norm.clone(),
+            mlp: Mlp {
+                gate: self.mlp.gate.computing(compute),
+                up: self.mlp.up.computing(compute),
+                down: self.mlp.down.computing(compute),
+            },
+        }
+    }
+
     /// # Panics
     /// For `Site::Head`, which is no layer's.
     pub fn linear(&self, site: Site) -> &Linear {
@@ -113,7 +134,28 @@ impl Base {
             window: config.window,
         };
         let Parts { embed, layers, norm, head, rope } = parts;
-        Self { info, eps: config.eps, attention, rope, layers, embed, norm, head, forwards: AtomicU64::new(0) }
+        Self { info, eps: config.eps, attention, rope, layers, embed, norm, head, forwards: Arc::default() }
+    }
+
+    /// The same resident weights, their products made in another precision.
+    pub fn computing(&self, compute: Compute) -> Arc<Self> {
+        Arc::new(Self {
+            info: self.info.clone(),
+            eps: self.eps,
+            attention: self.attention.clone(),
+            rope: self.rope.clone(),
+            layers: self.layers.iter().map(|layer| layer.computing(compute)).collect(),
+            embed: self.embed.clone(),
+            norm: self.norm.clone(),
+            head: self.head.computing(compute),
+            forwards: self.forwards.clone(),
+        })
+    }
+
+    /// What `precision: auto` means here: f32 on a base of F32, else bf16 where the kernels have it.
+    pub fn auto_compute(&self) -> Compute {
+        let is_f32 = self.info.storage == Storage::F32.name();
+        if !is_f32 && kernels::bf16::is_native() { Compute::Bf16 } else { Compute::F32 }
     }
 
     /// Hidden states after the final norm, `(rows, hidden)`: one row per token, virtual ones left out.
@@ -189,7 +231,7 @@ impl Base {
     }
 
     fn matrices(&self) -> impl Iterator<Item = &Arc<Weight>> {
-        let head = Some(self.head.weight()).filter(|head| !Arc::ptr_eq(head, &self.embed));
+        let head = Some(self.head.weight()).filter(|head| !head.is_same(&self.embed));
         let linears = self.layers.iter().flat_map(|l| Site::LAYER.map(|site| l.linear(site).weight()));
         linears.chain([&self.embed]).chain(head)
     }

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 
-use super::{ops, weight::Weight};
+use super::{
+    ops,
+    weight::{Compute, Weight},
+};
 
 /// `y = x Wᵀ (+ b)`; W is `[out, in]`. Cloning is cheap.
 #[derive(Clone)]
@@ -19,6 +22,11 @@ impl Linear {
 
     pub(super) fn weight(&self) -> &Arc<Weight> {
         &self.weight
+    }
+
+    /// The same weights, multiplied in another way.
+    pub(super) fn computing(&self, compute: Compute) -> Self {
+        Self::new(Arc::new(self.weight.computing(compute)))
     }
 
     /// `(out, in)`

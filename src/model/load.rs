@@ -189,7 +189,7 @@ impl Loader<'_> {
             weight = Weight::new(weight.storage, rows, cols, moved.into());
             bias = bias.map(|b| order.iter().map(|row| b[*row]).collect());
         }
-        weight.bias = bias;
+        weight.bias = bias.map(Arc::from);
         Ok(Linear::new(Arc::new(weight)))
     }
 }

@@ -22,6 +22,7 @@ pub use cache::SequenceCache;
 pub use decoder::{Base, Batch, CrossEntropy, Sequence, Target};
 pub use hook::{At, Frozen, Hook};
 pub use linear::Linear;
+pub use weight::Compute;
 
 use crate::formats::FormatError;
 

@@ -1,41 +1,75 @@
 //! A frozen matrix, stored as in the file, and its two products.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, sync::Arc};
 
 use bytes::Bytes;
+use half::bf16;
 use rayon::prelude::*;
 
 use super::{
-    kernels::{self, Mat, Out},
+    kernels::{
+        self, Mat, Out,
+        bf16::{Pair, interleave, narrow},
+    },
     quant::dequantize,
 };
 use crate::formats::Storage;
 
+/// What the factors of a product are rounded to; sums are f32 always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compute {
+    F32,
+    Bf16,
+}
+
 /// `[rows, cols]` = `[out, in]`; the bytes are a view into the mapped file, or our own where rows had to move.
+/// Cloning is cheap.
+#[derive(Clone)]
 pub struct Weight {
     pub storage: Storage,
     pub rows: usize,
     pub cols: usize,
     /// Added to each row of the product.
-    pub bias: Option<Vec<f32>>,
+    pub bias: Option<Arc<[f32]>>,
+    compute: Compute,
     bytes: Bytes,
 }
 
-/// Numbers of dequantised weights that one task holds: fits the second-level cache beside the activations.
-const TILE: usize = 48 * 1024;
+/// Numbers of dequantised weights that one task holds: fits the second-level cache beside the activations, and leaves
+/// tasks enough of a small matrix to share.
+const TILE: usize = 28 * 1024;
 
-thread_local! {
-    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+/// Columns that one task of the backward takes; K-quants have blocks of 256.
+const WIDTH: usize = 96;
+
+struct Scratch {
+    wide: Vec<f32>,
+    narrow: Vec<bf16>,
+    pairs: Vec<Pair>,
 }
 
-/// Lends this thread's buffer. Not re-entrant: `f` runs no parallel work.
-fn with_scratch<R>(n: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
-    SCRATCH.with_borrow_mut(|buffer| {
-        if buffer.len() < n {
-            buffer.resize(n, 0.0);
+thread_local! {
+    static SCRATCH: RefCell<Scratch> =
+        const { RefCell::new(Scratch { wide: Vec::new(), narrow: Vec::new(), pairs: Vec::new() }) };
+}
+
+/// A buffer's first `n`, grown when needed.
+fn first<T: Clone + Default>(buffer: &mut Vec<T>, n: usize) -> &mut [T] {
+    if buffer.len() < n {
+        buffer.resize(n, T::default());
+    }
+    &mut buffer[..n]
+}
+
+/// Rows as bf16, with a zero behind rows of odd length.
+fn narrow_rows(x: Mat, width: usize) -> Vec<bf16> {
+    let mut rows = vec![bf16::ZERO; x.rows * width];
+    rows.par_chunks_mut(16 * width).enumerate().for_each(|(t, rows)| {
+        for (i, row) in rows.chunks_mut(width).enumerate() {
+            narrow(&x.data[(16 * t + i) * x.stride..][..x.cols], &mut row[..x.cols]);
         }
-        f(&mut buffer[..n])
-    })
+    });
+    rows
 }
 
 impl Weight {
@@ -48,7 +82,7 @@ impl Weight {
             rows * cols / storage.block_len() * storage.block_bytes(),
             "bytes do not fit the shape"
         );
-        Self { storage, rows, cols, bias: None, bytes }
+        Self { storage, rows, cols, bias: None, compute: Compute::F32, bytes }
     }
 
     pub fn bytes(&self) -> usize {
@@ -75,24 +109,46 @@ impl Weight {
         }
     }
 
+    pub fn computing(&self, compute: Compute) -> Self {
+        Self { compute, ..self.clone() }
+    }
+
+    /// Whether two matrices are the same bytes.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.bytes.as_ptr() == other.bytes.as_ptr()
+    }
+
     /// `y = x Wᵀ (+ b)`: `x` is `(m, in)`, `y` is `(m, out)`, overwritten.
     pub fn forward(&self, x: Mat, y: &mut [f32]) {
         assert!(x.cols == self.cols && y.len() == x.rows * self.rows, "shapes differ");
-        let tile = (TILE / self.cols).clamp(3, 96) / 3 * 3;
+        let narrowed = match self.compute {
+            Compute::F32 => None,
+            Compute::Bf16 => Some(narrow_rows(x, x.cols)),
+        };
+        let tile = (TILE / self.cols).clamp(4, 96) / 4 * 4;
         let out = Out::new(y, self.rows);
         (0..self.rows.div_ceil(tile)).into_par_iter().for_each(|t| {
             let row = t * tile;
             let count = tile.min(self.rows - row);
-            with_scratch(count * self.cols, |w| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                let w = first(&mut scratch.wide, count * self.cols);
                 self.dequantize_rows(row, count, w);
                 // SAFETY: tasks write different columns, and `y` is borrowed until all have ended.
                 let mut part = unsafe { out.part(row, x.rows, count) };
-                kernels::nt(x, Mat::new(w, count, self.cols), &mut part, false);
+                match &narrowed {
+                    None => kernels::nt(x, Mat::new(w, count, self.cols), &mut part, false),
+                    Some(x16) => {
+                        let w16 = first(&mut scratch.narrow, w.len());
+                        narrow(w, w16);
+                        let x16 = Mat::new(x16, x.rows, x.cols);
+                        kernels::bf16::nt(x16, Mat::new(w16, count, self.cols), &mut part, false);
+                    }
+                }
             });
         });
         if let Some(bias) = &self.bias {
             for row in y.chunks_mut(self.rows) {
-                row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+                row.iter_mut().zip(bias.iter()).for_each(|(y, b)| *y += b);
             }
         }
     }
@@ -100,20 +156,42 @@ impl Weight {
     /// `dx = g W`, or `dx += g W`: `g` is `(m, out)`, `dx` is `(m, in)`.
     pub fn backward(&self, g: Mat, dx: &mut [f32], accumulate: bool) {
         assert!(g.cols == self.rows && dx.len() == g.rows * self.cols, "shapes differ");
-        let width = if self.storage.block_len() == 256 { 256 } else { 96 };
-        let depth = TILE / width / 2;
+        let half = self.rows.div_ceil(2);
+        let narrowed = match self.compute {
+            Compute::F32 => None,
+            Compute::Bf16 => Some(narrow_rows(g, 2 * half)),
+        };
+        let pairs = narrowed.as_ref().map(|rows| rows.as_chunks::<2>().0);
+        let width = WIDTH.next_multiple_of(self.storage.block_len());
+        let depth = TILE / width / 2 * 2;
         let out = Out::new(dx, self.cols);
         (0..self.cols.div_ceil(width)).into_par_iter().for_each(|t| {
             let col = t * width;
             let width = width.min(self.cols - col);
-            with_scratch(depth * width, |w| {
+            SCRATCH.with_borrow_mut(|scratch| {
                 for row in (0..self.rows).step_by(depth) {
                     let count = depth.min(self.rows - row);
+                    let w = first(&mut scratch.wide, count.next_multiple_of(2) * width);
                     self.dequantize_part(row, count, col, width, w);
+                    w[count * width..].fill(0.0);
                     // SAFETY: tasks write different columns, and `dx` is borrowed until all have ended.
                     let mut part = unsafe { out.part(col, g.rows, width) };
-                    let left = Mat::strided(&g.data[row..], g.rows, count, g.stride);
-                    kernels::nn(left, Mat::new(w, count, width), &mut part, accumulate || row > 0);
+                    let accumulate = accumulate || row > 0;
+                    match pairs {
+                        None => {
+                            let left = Mat::strided(&g.data[row..], g.rows, count, g.stride);
+                            kernels::nn(left, Mat::new(w, count, width), &mut part, accumulate);
+                        }
+                        Some(g16) => {
+                            let count = count.div_ceil(2);
+                            let w16 = first(&mut scratch.pairs, count * width);
+                            for (pairs, rows) in w16.chunks_mut(width).zip(w.chunks(2 * width)) {
+                                interleave(&rows[..width], &rows[width..], pairs);
+                            }
+                            let left = Mat::strided(&g16[row / 2..], g.rows, count, half);
+                            kernels::bf16::nn(left, Mat::new(w16, count, width), &mut part, accumulate);
+                        }
+                    }
                 }
             });
         });

@@ -14,7 +14,7 @@ use crate::{
     db::{DbError, Wish},
     domain::{
         Caller, FileReport, Job, JobStatus, MethodSpec, ObjectiveSpec, TrainSpec, Training, id,
-        spec::{Hyperparameters, Precision, TrainingRequest},
+        spec::{Hyperparameters, TrainingRequest},
     },
     inference::read_adapter,
     jobs::now,
@@ -91,10 +91,6 @@ impl Service {
         let request = TrainingRequest::from_json(body.training.as_ref().unwrap_or(&Value::Null), &hyper)?;
         // Ranges first, so that a wrong number does not wait for the data.
         let checked = Training::resolve(&request, &adapter, base, 0)?;
-        if checked.precision == Precision::Bf16 {
-            let message = "training.precision bf16 needs kernels that this build does not have: use auto or f32";
-            return Err(Problem::invalid("training.precision", "unsupported_value", message));
-        }
         let report = self.usable(project, &model, &body.training_file, "training_file", checked.max_seq_len).await?;
         if let Some(file) = &body.validation_file {
             self.usable(project, &model, file, "validation_file", checked.max_seq_len).await?;

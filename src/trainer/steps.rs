@@ -17,9 +17,9 @@ use super::{
 };
 use crate::{
     data::Example,
-    domain::{Control, Metrics, Observer, TrainSpec},
+    domain::{Control, Metrics, Observer, TrainSpec, spec::Precision},
     methods::{self, Trainable},
-    model::{Base, Hook},
+    model::{Base, Compute, Hook},
 };
 
 pub struct Loop<'a> {
@@ -64,7 +64,12 @@ impl<'a> Loop<'a> {
             progress = checkpoint::progress(snapshot, &identity)?;
             optimiser.moments = checkpoint::moments(snapshot, &variables)?;
         }
-        let (spec, base, hook) = (run.spec, run.base.clone(), method.hook());
+        let compute = match run.spec.training.precision {
+            Precision::Auto => run.base.auto_compute(),
+            Precision::F32 => Compute::F32,
+            Precision::Bf16 => Compute::Bf16,
+        };
+        let (spec, base, hook) = (run.spec, run.base.computing(compute), method.hook());
         let resumed = run.resume.is_some();
         Ok(Self { spec, base, rows, plan, identity, method, hook, variables, optimiser, progress, resumed })
     }

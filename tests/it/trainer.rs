@@ -55,6 +55,21 @@ fn accumulation_weighs_tokens_and_not_micro_batches() {
     }
 }
 
+/// `auto` is f32 on a base of F32; bf16 is near it and not the same.
+#[test]
+fn precision_chooses_the_arithmetic() {
+    let (base, rows) = (base(), rows(&[17, 5, 9, 3], 3));
+    let curve = |precision: &str| {
+        let training = json!({"n_epochs": 6, "batch_size": 2, "learning_rate": 1e-2, "precision": precision});
+        finish(&base, &spec(&base, json!({"r": 3, "alpha": 7}), training), &rows, From::default()).1.losses()
+    };
+    let (auto, f32, bf16) = (curve("auto"), curve("f32"), curve("bf16"));
+    assert_eq!(bits(&auto), bits(&f32));
+    assert_ne!(bits(&bf16), bits(&f32));
+    let is_near = bf16.iter().zip(&f32).all(|(a, b)| (a - b).abs() < 0.025 * b);
+    assert!(is_near, "{bf16:?} {f32:?}");
+}
+
 /// Dropout on, an odd batch, a validation split: from each checkpoint the rest is the same to the last bit.
 #[test]
 fn a_resumed_run_is_the_uninterrupted_one() {

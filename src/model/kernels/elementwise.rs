@@ -12,13 +12,19 @@ macro_rules! by_isa {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
             fn avx2($($arg: $type),*) $(-> $ret)? { plain($($arg),*) }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            fn avx512($($arg: $type),*) $(-> $ret)? { plain($($arg),*) }
             match Isa::chosen() {
                 Isa::Portable => plain($($arg),*),
                 // SAFETY: `Isa::available` found the instructions.
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => unsafe { avx2($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => unsafe { avx512($($arg),*) },
                 #[cfg(not(target_arch = "x86_64"))]
-                Isa::Avx2 => plain($($arg),*),
+                Isa::Avx2 | Isa::Avx512 => plain($($arg),*),
             }
         }
     };

@@ -5,8 +5,10 @@
 //! rows a call has: a row's result is the same bits in any batch.
 
 mod avx2;
+mod avx512;
 mod portable;
 
+pub mod bf16;
 pub mod elementwise;
 
 use std::sync::OnceLock;
@@ -17,6 +19,8 @@ pub enum Isa {
     Portable,
     /// AVX2, FMA and F16C.
     Avx2,
+    /// AVX-512 F, BW, DQ and VL, and what `Avx2` has.
+    Avx512,
 }
 
 static CHOSEN: OnceLock<Isa> = OnceLock::new();
@@ -26,6 +30,7 @@ impl Isa {
         match self {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
         }
     }
 
@@ -36,14 +41,22 @@ impl Isa {
             Isa::Avx2 => {
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                Isa::Avx2.is_here()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 => false,
+            Isa::Avx2 | Isa::Avx512 => false,
         }
     }
 
     /// What this machine has, best last.
     pub fn available() -> Vec<Isa> {
-        [Isa::Portable, Isa::Avx2].into_iter().filter(|isa| isa.is_here()).collect()
+        [Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter().filter(|isa| isa.is_here()).collect()
     }
 
     /// Uses the named kernels from now on; answers what can be named if this machine lacks them, or if kernels
@@ -64,22 +77,22 @@ impl Isa {
 
 /// A row-major matrix inside a slice; rows are `stride` apart.
 #[derive(Clone, Copy)]
-pub struct Mat<'a> {
-    pub data: &'a [f32],
+pub struct Mat<'a, T = f32> {
+    pub data: &'a [T],
     pub rows: usize,
     pub cols: usize,
     pub stride: usize,
 }
 
-impl<'a> Mat<'a> {
+impl<'a, T> Mat<'a, T> {
     /// Rows one behind another.
-    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+    pub fn new(data: &'a [T], rows: usize, cols: usize) -> Self {
         Self::strided(data, rows, cols, cols)
     }
 
     /// # Panics
     /// If the last row ends behind the slice: the kernels rely on it.
-    pub fn strided(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
+    pub fn strided(data: &'a [T], rows: usize, cols: usize, stride: usize) -> Self {
         assert!(cols <= stride && (rows == 0 || (rows - 1) * stride + cols <= data.len()), "matrix outside its slice");
         Self { data, rows, cols, stride }
     }
@@ -144,7 +157,13 @@ fn nt_with(isa: Isa, a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
     match isa {
         Isa::Portable => portable::nt(a, b, out, accumulate),
         // SAFETY: `available` found the instructions; the shapes are checked here and in `Mat` and `Out`.
+        #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { avx2::nt(a, b, out, accumulate) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { avx512::nt(a, b, out, accumulate) },
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx2 | Isa::Avx512 => portable::nt(a, b, out, accumulate),
     }
 }
 
@@ -153,7 +172,13 @@ fn nn_with(isa: Isa, a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
     match isa {
         Isa::Portable => portable::nn(a, b, out, accumulate),
         // SAFETY: as in `nt_with`.
+        #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { avx2::nn(a, b, out, accumulate) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { avx512::nn(a, b, out, accumulate) },
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx2 | Isa::Avx512 => portable::nn(a, b, out, accumulate),
     }
 }
 

@@ -99,6 +99,23 @@ const STORAGES: [Stored; 9] = [
     Stored::Q6K,
 ];
 
+/// bf16 rounds both factors to 8 bits: near the f32 product and its gradient, and not equal to it. Odd widths.
+#[test]
+fn frozen_linear_in_bf16() {
+    for (storage, rows, cols) in [(Stored::F32, 97, 163), (Stored::Q4_1, 97, 160), (Stored::Q6K, 1033, 512)] {
+        let w = weight(storage, rows, cols, 3);
+        let narrow = Arc::new(w.computing(crate::model::Compute::Bf16));
+        for m in [1, 7, 33] {
+            let x = var((m, cols), 5);
+            let plain = f64s(&x).matmul(&f64s(&dense(&w)).t().unwrap()).unwrap();
+            let y = frozen_linear(&x, &narrow).unwrap();
+            agree(&y, &plain, &[&x], 1e-2, storage.name());
+            let exact: Vec<f32> = frozen_linear(&x, &w).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            assert_ne!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap(), exact);
+        }
+    }
+}
+
 #[test]
 fn frozen_linear_in_every_storage() {
     for storage in STORAGES {
