@@ -15,9 +15,10 @@ use tokio::{runtime, sync::mpsc};
 use super::{
     Bases, EngineError, Output, Request, Residency,
     engine::{self, Command},
-    registry::Registry,
+    registry::{Loader, Registry},
+    reply::{Place, Reply},
 };
-use crate::storage::BlobStore;
+use crate::{methods, storage::BlobStore};
 
 /// Limits of the engine.
 #[derive(Clone, Debug)]
@@ -30,8 +31,12 @@ pub struct EngineSettings {
     pub max_cached_tokens: usize,
     /// Requests that wait.
     pub queue: usize,
-    /// Bytes of adapters in memory.
+    /// Bytes of adapters in memory, those in use and those on their way included.
     pub adapter_budget_bytes: u64,
+    /// How long a request waits for its adapter.
+    pub adapter_patience: Duration,
+    /// Makes an adapter of its files.
+    pub loader: Loader,
 }
 
 impl Default for EngineSettings {
@@ -42,15 +47,30 @@ impl Default for EngineSettings {
             max_cached_tokens: 65_536,
             queue: 256,
             adapter_budget_bytes: 1 << 30,
+            adapter_patience: Duration::from_secs(60),
+            loader: methods::load,
         }
     }
+}
+
+/// What the engine has in hand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Requests that no step has taken up yet.
+    pub waiting: usize,
+    /// Sequences in the batch.
+    pub running: usize,
+    /// Adapters in memory or on their way there, and their bytes. Those that were evicted while in use count as well.
+    pub adapters: usize,
+    pub adapter_bytes: u64,
 }
 
 /// Sends requests to the one thread that owns the device for serving.
 #[derive(Clone)]
 pub struct Handle {
-    commands: channel::Sender<Command>,
+    commands: Arc<channel::Sender<Command>>,
     waiting: Arc<AtomicUsize>,
+    running: Arc<AtomicUsize>,
     limit: usize,
     registry: Arc<Registry>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
@@ -65,40 +85,40 @@ impl Handle {
         settings: EngineSettings,
     ) -> std::io::Result<Self> {
         let (commands, inbox) = channel::channel();
-        let waiting = Arc::new(AtomicUsize::new(0));
-        let registry = Arc::new(Registry::new(bases.clone(), store, runtime, settings.adapter_budget_bytes));
+        let commands = Arc::new(commands);
+        let (waiting, running) = (Arc::default(), Arc::default());
+        let registry = Arc::new(Registry::new(store, runtime, &settings));
         let limit = settings.queue;
         let engine = engine::Engine {
             bases,
             registry: registry.clone(),
-            waiting: waiting.clone(),
+            running: Arc::clone(&running),
             settings,
             inbox,
-            commands: commands.clone(),
+            commands: Arc::downgrade(&commands),
         };
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || engine.run())?;
-        Ok(Self { commands, waiting, limit, registry, thread: Arc::new(Mutex::new(Some(thread))) })
+        Ok(Self { commands, waiting, running, limit, registry, thread: Arc::new(Mutex::new(Some(thread))) })
     }
 
-    /// Queues a request. Dropping the receiver frees everything within a step.
+    /// Queues a request; what comes back ends with `Done` or `Failed`. Dropping the receiver frees everything within a
+    /// step.
     pub fn submit(&self, request: Request) -> Result<mpsc::Receiver<Output>, EngineError> {
         if request.prompt.is_empty() {
             return Err(EngineError::Internal("a request without a prompt reached the engine".to_owned()));
         }
-        let admitted =
-            self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < self.limit).then_some(n + 1));
-        if admitted.is_err() {
-            return Err(EngineError::Full { limit: self.limit });
-        }
+        let place = Place::take_below(&self.waiting, self.limit).ok_or(EngineError::Full { limit: self.limit })?;
         // Room for all that can come: the engine never waits for a reader.
         let (output, receiver) = mpsc::channel(request.max_tokens + 4);
-        match self.commands.send(Command::Request(Box::new(request), output)) {
-            Ok(()) => Ok(receiver),
-            Err(_) => {
-                self.waiting.fetch_sub(1, Ordering::Relaxed);
-                Err(EngineError::Stopping)
-            }
-        }
+        let command = Command::Request(Box::new(request), Reply::new(output, place));
+        self.commands.send(command).map_err(|_| EngineError::Stopping)?;
+        Ok(receiver)
+    }
+
+    pub fn status(&self) -> Status {
+        let (adapters, adapter_bytes) = self.registry.held();
+        let count = |n: &AtomicUsize| n.load(Ordering::Relaxed);
+        Status { waiting: count(&self.waiting), running: count(&self.running), adapters, adapter_bytes }
     }
 
     /// Adapters in memory, most recently used first.

@@ -2,23 +2,28 @@
 
 mod artifact;
 mod bases;
+mod batch;
 mod engine;
 mod handle;
 mod registry;
+mod reply;
 mod sample;
 mod sequence;
 
+use std::time::Duration;
+
 pub use artifact::{ArtifactError, CONFIG, MANIFEST, WEIGHTS, generation_of, read_adapter, sha256};
 pub use bases::{Bases, Resident};
-pub use handle::{EngineSettings, Handle};
+pub use handle::{EngineSettings, Handle, Status};
+pub use registry::{Lease, Loader};
 
 /// What to generate. Checked by the caller: `prompt` is not empty, and prompt + max_tokens fit the context.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// The base's id.
     pub base: String,
-    /// The generation of the adapter, none for the base itself.
-    pub generation: Option<String>,
+    /// None for the base itself.
+    pub adapter: Option<AdapterRef>,
     pub project: String,
     pub prompt: Vec<u32>,
     pub max_tokens: usize,
@@ -29,6 +34,14 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// The same for the prompt's tokens (`echo`).
     pub prompt_logprobs: Option<usize>,
+}
+
+/// An adapter in the store.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterRef {
+    pub generation: String,
+    /// Of its files, as they were when it was published: room is made before they are read.
+    pub bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -101,8 +114,17 @@ pub enum EngineError {
     /// The adapter's files are missing or do not fit; the reason.
     #[error("{0}")]
     Adapter(String),
+    /// It will never find room.
+    #[error("the adapter has {bytes} bytes, above this server's limit of {limit} for all adapters in memory")]
+    TooLarge { bytes: u64, limit: u64 },
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
+    /// Its store is too slow, or adapters in use leave no room.
+    #[error("the adapter was not in memory within {0:?}")]
+    Late(Duration),
+    /// Numbers that no token can be chosen by: the adapter's values are too large.
+    #[error("the model's scores are not finite numbers: its adapter's weights are too large")]
+    Scores,
     #[error("the server is stopping")]
     Stopping,
     #[error("{0}")]

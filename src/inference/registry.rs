@@ -1,17 +1,20 @@
-//! Adapters in memory, by generation: loaded once however many wait, evicted when the budget is spent and nobody
-//! holds them.
+//! Adapters in memory, by base and generation: loaded once however many wait, evicted when room is needed and nobody
+//! holds them. Never more than the budget.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard},
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, MutexGuard, Weak},
     time::{Duration, Instant},
 };
 
+use futures::FutureExt;
 use tokio::runtime;
 
-use super::{ArtifactError, Bases, EngineError, Residency, artifact::read_adapter};
+use super::{AdapterRef, ArtifactError, EngineError, EngineSettings, Residency, Resident, artifact::read_adapter};
 use crate::{
-    methods,
+    domain::BaseInfo,
+    methods::{AdapterFiles, MethodError},
     model::Hook,
     storage::{BlobStore, StorageError},
 };
@@ -24,10 +27,25 @@ const ATTEMPTS: u32 = 3;
 /// An adapter that a request holds from its first token to its last.
 pub type Lease = Arc<dyn Hook>;
 
+/// Makes an adapter of its files.
+pub type Loader = fn(&AdapterFiles, &BaseInfo) -> Result<Lease, MethodError>;
+
+/// The base's id and the generation.
+type Name = (String, String);
+
 enum Entry {
-    Loading,
+    Loading { bytes: u64 },
     Ready { hook: Lease, bytes: u64, used: u64, hits: u64 },
     Failed { error: EngineError, until: Instant },
+}
+
+impl Entry {
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Loading { bytes } | Self::Ready { bytes, .. } => *bytes,
+            Self::Failed { .. } => 0,
+        }
+    }
 }
 
 /// What a look into the registry gives.
@@ -35,71 +53,88 @@ pub enum Found {
     Ready(Lease),
     /// On its way; the caller hears of it.
     Loading,
+    /// Adapters in use take all the room.
+    NoRoom,
     Failed(EngineError),
 }
 
 #[derive(Default)]
 struct State {
-    entries: HashMap<String, Entry>,
+    entries: HashMap<Name, Entry>,
+    /// Forgotten while in use: they take up room until the last request lets go.
+    retired: Vec<(Weak<dyn Hook>, u64)>,
     /// Counts looks: the clock of "least recently used".
     clock: u64,
 }
 
 pub struct Registry {
-    bases: Bases,
     store: Arc<dyn BlobStore>,
     runtime: runtime::Handle,
     budget: u64,
+    patience: Duration,
+    loader: Loader,
     state: Mutex<State>,
 }
 
 impl Registry {
-    pub fn new(bases: Bases, store: Arc<dyn BlobStore>, runtime: runtime::Handle, budget: u64) -> Self {
-        Self { bases, store, runtime, budget, state: Mutex::default() }
+    pub fn new(store: Arc<dyn BlobStore>, runtime: runtime::Handle, settings: &EngineSettings) -> Self {
+        let EngineSettings { adapter_budget_bytes: budget, adapter_patience: patience, loader, .. } = *settings;
+        Self { store, runtime, budget, patience, loader, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// The adapter, or starts to load it; `when_loaded` runs once it is there or has failed.
+    /// The adapter, or makes room and starts to load it; `when_loaded` runs once it is there or has failed.
     pub fn get(
         self: &Arc<Self>,
-        base: &str,
-        generation: &str,
-        when_loaded: impl FnOnce(String) + Send + 'static,
+        resident: &Resident,
+        adapter: &AdapterRef,
+        when_loaded: impl FnOnce() + Send + 'static,
     ) -> Found {
+        let name = (resident.base.info.id.clone(), adapter.generation.clone());
         let mut state = self.state();
         state.clock += 1;
         let clock = state.clock;
-        match state.entries.get_mut(generation) {
+        match state.entries.get_mut(&name) {
             Some(Entry::Ready { hook, used, hits, .. }) => {
                 *used = clock;
                 *hits += 1;
                 return Found::Ready(hook.clone());
             }
-            Some(Entry::Loading) => return Found::Loading,
+            Some(Entry::Loading { .. }) => return Found::Loading,
             Some(Entry::Failed { error, until }) if Instant::now() < *until => return Found::Failed(error.clone()),
             _ => {}
         }
-        state.entries.insert(generation.to_owned(), Entry::Loading);
+        let bytes = adapter.bytes;
+        if bytes > self.budget {
+            return Found::Failed(EngineError::TooLarge { bytes, limit: self.budget });
+        }
+        if !state.make_room(bytes, self.budget) {
+            return Found::NoRoom;
+        }
+        state.entries.insert(name.clone(), Entry::Loading { bytes });
         drop(state);
-        let (registry, base, generation) = (self.clone(), base.to_owned(), generation.to_owned());
+        let (registry, resident, adapter) = (self.clone(), resident.clone(), adapter.clone());
         self.runtime.spawn(async move {
-            let loaded = registry.load(&base, &generation).await;
-            registry.settle(&generation, loaded);
-            when_loaded(generation);
+            let load = AssertUnwindSafe(registry.load(&resident, &adapter)).catch_unwind();
+            let loaded = match tokio::time::timeout(registry.patience, load).await {
+                Ok(Ok(loaded)) => loaded,
+                Ok(Err(_)) => Err(EngineError::Internal("loading an adapter crashed".to_owned())),
+                Err(_) => Err(EngineError::Late(registry.patience)),
+            };
+            registry.settle(name, bytes, loaded);
+            when_loaded();
         });
         Found::Loading
     }
 
-    async fn load(&self, base: &str, generation: &str) -> Result<(Lease, u64), EngineError> {
-        let resident = self.bases.get(base).cloned();
-        let resident = resident.ok_or_else(|| EngineError::Adapter(format!("the base {base} is not resident")))?;
+    async fn load(&self, resident: &Resident, adapter: &AdapterRef) -> Result<Lease, EngineError> {
         let mut attempt = 0;
         let (manifest, files) = loop {
             attempt += 1;
-            match read_adapter(&self.store, generation).await {
+            match read_adapter(&self.store, &adapter.generation).await {
                 Ok(read) => break read,
                 Err(ArtifactError::Storage(StorageError::Unavailable(_))) if attempt < ATTEMPTS => {
                     tokio::time::sleep(Duration::from_millis(50 << attempt)).await;
@@ -111,34 +146,53 @@ impl Registry {
             }
         };
         let info = &resident.base.info;
-        if manifest.generation != generation || manifest.base_hash != info.hash {
+        if manifest.base_hash != info.hash {
             let message = format!("the adapter was made for another base than {} ({})", info.id, info.hash);
             return Err(EngineError::Adapter(message));
         }
-        let bytes = manifest.files.iter().map(|file| file.bytes).sum();
-        let base = resident.base.clone();
-        let hook = tokio::task::spawn_blocking(move || methods::load(&files, &base.info)).await;
+        let bytes: u64 = manifest.files.iter().map(|file| file.bytes).sum();
+        if bytes != adapter.bytes {
+            let message = format!("the adapter's files have {bytes} bytes, not {} as recorded", adapter.bytes);
+            return Err(EngineError::Adapter(message));
+        }
+        let (base, loader) = (resident.base.clone(), self.loader);
+        let hook = tokio::task::spawn_blocking(move || loader(&files, &base.info)).await;
         let hook = hook.map_err(|_| EngineError::Internal("loading an adapter crashed".to_owned()))?;
-        Ok((hook.map_err(|e| EngineError::Adapter(e.to_string()))?, bytes))
+        hook.map_err(|e| EngineError::Adapter(e.to_string()))
     }
 
-    fn settle(&self, generation: &str, loaded: Result<(Lease, u64), EngineError>) {
+    fn settle(&self, name: Name, bytes: u64, loaded: Result<Lease, EngineError>) {
         let mut state = self.state();
         let entry = match loaded {
-            Ok((hook, bytes)) => Entry::Ready { hook, bytes, used: state.clock, hits: 0 },
+            Ok(hook) => Entry::Ready { hook, bytes, used: state.clock, hits: 0 },
             Err(error) => Entry::Failed { error, until: Instant::now() + NEGATIVE },
         };
-        state.entries.insert(generation.to_owned(), entry);
-        state.shrink(self.budget, generation);
+        state.entries.insert(name, entry);
     }
 
+    /// Forgets a generation; those who hold it keep it to their end.
     pub fn evict(&self, generation: &str) {
-        self.state().entries.retain(|name, entry| name != generation || matches!(entry, Entry::Loading));
+        let mut state = self.state();
+        let is_gone = |name: &Name, entry: &mut Entry| name.1 == generation && !matches!(entry, Entry::Loading { .. });
+        let gone: Vec<Entry> = state.entries.extract_if(is_gone).map(|(_, entry)| entry).collect();
+        let held = gone.iter().filter_map(|entry| match entry {
+            Entry::Ready { hook, bytes, .. } => Some((Arc::downgrade(hook), *bytes)),
+            _ => None,
+        });
+        state.retired.extend(held);
+    }
+
+    /// How many adapters take up room, and how much.
+    pub fn held(&self) -> (usize, u64) {
+        let mut state = self.state();
+        let bytes = state.bytes();
+        let entries = state.entries.values().filter(|entry| !matches!(entry, Entry::Failed { .. }));
+        (entries.count() + state.retired.len(), bytes)
     }
 
     pub fn residency(&self) -> Vec<Residency> {
         let state = self.state();
-        let ready = state.entries.iter().filter_map(|(generation, entry)| match entry {
+        let ready = state.entries.iter().filter_map(|((_, generation), entry)| match entry {
             Entry::Ready { bytes, hits, used, .. } => {
                 Some((*used, Residency { generation: generation.clone(), bytes: *bytes, hits: *hits }))
             }
@@ -151,23 +205,24 @@ impl Registry {
 }
 
 impl State {
-    /// Drops the least recently used adapters that nobody holds until the budget is kept; `newest` stays.
-    fn shrink(&mut self, budget: u64, newest: &str) {
+    fn bytes(&mut self) -> u64 {
+        self.retired.retain(|(hook, _)| hook.strong_count() > 0);
+        self.entries.values().map(Entry::bytes).sum::<u64>() + self.retired.iter().map(|(_, bytes)| bytes).sum::<u64>()
+    }
+
+    /// Drops the least recently used adapters that nobody holds until `wanted` more bytes keep the budget; false when
+    /// those in use leave too little.
+    fn make_room(&mut self, wanted: u64, budget: u64) -> bool {
         let now = Instant::now();
         self.entries.retain(|_, entry| !matches!(entry, Entry::Failed { until, .. } if *until <= now));
-        loop {
-            let sizes = self.entries.values().map(|e| if let Entry::Ready { bytes, .. } = e { *bytes } else { 0 });
-            if sizes.sum::<u64>() <= budget {
-                return;
-            }
+        while self.bytes().saturating_add(wanted) > budget {
             let free = self.entries.iter().filter_map(|(name, entry)| match entry {
-                Entry::Ready { hook, used, .. } if Arc::strong_count(hook) == 1 && name != newest => {
-                    Some((*used, name))
-                }
+                Entry::Ready { hook, used, .. } if Arc::strong_count(hook) == 1 => Some((*used, name)),
                 _ => None,
             });
-            let Some(oldest) = free.min().map(|(_, name)| name.clone()) else { return };
+            let Some(oldest) = free.min().map(|(_, name)| name.clone()) else { return false };
             self.entries.remove(&oldest);
         }
+        true
     }
 }

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use super::{Problem, Service, catalogue::Model, fields::in_range, stop::StopMatcher};
 use crate::{
     domain::id,
-    inference::{Finish, Output, Request, Resident, Sampling, TokenLogprob},
+    inference::{AdapterRef, Finish, Output, Request, Resident, Sampling, TokenLogprob},
     text::Detokenizer,
 };
 
@@ -154,7 +154,10 @@ impl Service {
         sampling.seed = sampling.seed.wrapping_add(wanted.index.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let request = Request {
             base: info.id.clone(),
-            generation: wanted.model.adapter.as_ref().map(|adapter| adapter.generation.clone()),
+            adapter: wanted.model.adapter.as_ref().map(|adapter| AdapterRef {
+                generation: adapter.generation.clone(),
+                bytes: u64::try_from(adapter.bytes).unwrap_or(0),
+            }),
             project: wanted.project.to_owned(),
             prompt: wanted.prompt.clone(),
             max_tokens: max_tokens as usize,

@@ -114,7 +114,10 @@ impl From<EngineError> for Problem {
         let (fault, code) = match &error {
             EngineError::Full { .. } => (Fault::Busy, "queue_full"),
             EngineError::Adapter(_) => (Fault::Conflict, "adapter_unusable"),
+            EngineError::TooLarge { .. } => (Fault::Conflict, "adapter_too_large"),
             EngineError::Unavailable(_) => (Fault::Unavailable, "store_unavailable"),
+            EngineError::Late(_) => (Fault::Unavailable, "adapter_late"),
+            EngineError::Scores => (Fault::Internal, "scores_not_finite"),
             EngineError::Stopping => (Fault::Unavailable, "stopping"),
             EngineError::Internal(_) => return Self::internal(error),
         };
