@@ -8,6 +8,7 @@ mod data;
 mod db;
 mod formats;
 mod golden;
+mod inference;
 mod methods;
 mod model;
 mod openapi;

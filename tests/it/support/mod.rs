@@ -1,9 +1,11 @@
 //! What several tests need.
 
+pub mod faulty;
 pub mod gguf;
 pub mod package;
 pub mod postgres;
 pub mod quantised;
 pub mod server;
+pub mod store;
 pub mod tiny;
 pub mod training;

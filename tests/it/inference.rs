@@ -1,0 +1,206 @@
+//! The engine without HTTP: tiny bases, adapters of random weights, a store that counts.
+
+mod batching;
+mod faults;
+mod room;
+mod slots;
+
+use std::sync::Arc;
+
+use attune::{
+    domain::MethodSpec,
+    inference::{
+        AdapterRef, Bases, EngineError, EngineSettings, Finish, Handle, Output, Request, Resident, Sampling, Status,
+        TokenLogprob,
+    },
+    jobs::publish_adapter,
+    methods::{self, AdapterFiles},
+    model::Base,
+    storage::{BlobStore, S3Settings, open},
+    text::Text,
+};
+use candle_core::{Device, Tensor, quantized::GgmlDType};
+use serde_json::{Value, json};
+use tokio::sync::mpsc::Receiver;
+
+use crate::support::{
+    faulty::{self, Latch},
+    quantised,
+    store::Watched,
+    tiny::{Random, Tiny, VOCAB},
+};
+
+/// An engine on three bases: `dense`, `other` (other weights), and `quantised`.
+struct Bench {
+    bases: Bases,
+    store: Arc<Watched>,
+    engine: Handle,
+    _dir: tempfile::TempDir,
+}
+
+impl Bench {
+    async fn start(settings: EngineSettings) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (dense, other, gguf) = (dir.path().join("dense"), dir.path().join("other"), dir.path().join("tiny.gguf"));
+        Tiny::default().write(&dense);
+        Tiny { seed: 2, ..Tiny::default() }.write(&other);
+        quantised::write(&Tiny::default(), &gguf, GgmlDType::Q4_1);
+        let text = Arc::new(Text::open(&dense).unwrap());
+        let bases = [("dense", &dense), ("other", &other), ("quantised", &gguf)]
+            .map(|(id, path)| Resident { base: Base::open(id, path).unwrap(), text: text.clone() });
+        let bases = Bases::new(bases);
+        let blobs = format!("file:{}", dir.path().join("blobs").display());
+        let store = Arc::new(Watched::new(open(&blobs, &S3Settings::default()).await.unwrap()));
+        let bench = |engine| Self { bases: bases.clone(), store: store.clone(), engine, _dir: dir };
+        bench(engine(&bases, &store, settings))
+    }
+
+    /// Another engine on the same bases and adapters.
+    fn engine(&self, settings: EngineSettings) -> Handle {
+        engine(&self.bases, &self.store, settings)
+    }
+
+    fn base(&self, id: &str) -> &Base {
+        &self.bases.get(id).unwrap().base
+    }
+
+    async fn publish(&self, base: &str, files: &AdapterFiles) -> AdapterRef {
+        let store: Arc<dyn BlobStore> = self.store.clone();
+        let manifest = publish_adapter(&store, files, &self.base(base).info, "lora").await.unwrap();
+        let bytes = manifest.files.iter().map(|file| file.bytes).sum();
+        AdapterRef { generation: manifest.generation, bytes }
+    }
+
+    /// A LoRA adapter with random values of about this size in every tensor.
+    async fn lora_of_size(&self, base: &str, spec: Value, seed: u64, size: f32) -> AdapterRef {
+        let info = &self.base(base).info;
+        let method = methods::create(&MethodSpec::from_json(&spec).unwrap(), info, seed).unwrap();
+        let mut random = Random(seed);
+        for (_, variable) in method.variables() {
+            let values: Vec<f32> = (0..variable.elem_count()).map(|_| size * random.normal()).collect();
+            variable.set(&Tensor::from_vec(values, variable.shape(), &Device::Cpu).unwrap()).unwrap();
+        }
+        self.publish(base, &method.export().unwrap()).await
+    }
+
+    async fn lora(&self, base: &str, spec: Value, seed: u64) -> AdapterRef {
+        self.lora_of_size(base, spec, seed, 0.2).await
+    }
+
+    /// Some adapters of the same size on the dense base.
+    async fn several(&self, n: u64) -> Vec<AdapterRef> {
+        let mut all = Vec::new();
+        for seed in 0..n {
+            all.push(self.lora("dense", json!({"type": "lora", "r": 4, "alpha": 6}), 10 + seed).await);
+        }
+        all
+    }
+
+    /// An adapter of `support::faulty`.
+    async fn fault(&self, what: &str) -> AdapterRef {
+        let files = AdapterFiles { config: what.as_bytes().to_vec(), weights: vec![1; 64] };
+        self.publish("dense", &files).await
+    }
+
+    /// Keeps the engine inside a step until the latch is opened. `name` is the test's own.
+    async fn hold(&self, name: &str) -> (Arc<Latch>, Receiver<Output>) {
+        let name = format!("holds {name}");
+        let adapter = self.fault(&name).await;
+        let latch = Latch::named(&name);
+        let receiver = self.engine.submit(ask(Some(&adapter), 3, 1)).unwrap();
+        latch.reached().await;
+        (latch, receiver)
+    }
+
+    /// Waits until the engine has this in hand.
+    async fn until(&self, what: impl Fn(Status) -> bool) {
+        while !what(self.engine.status()) {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+fn engine(bases: &Bases, store: &Arc<Watched>, settings: EngineSettings) -> Handle {
+    let runtime = tokio::runtime::Handle::current();
+    Handle::start(bases.clone(), store.clone(), runtime, settings).unwrap()
+}
+
+fn settings() -> EngineSettings {
+    EngineSettings { loader: faulty::load, ..EngineSettings::default() }
+}
+
+/// `prompt` random tokens on the dense base, then this many greedy ones with their log-probabilities.
+fn ask(adapter: Option<&AdapterRef>, prompt: usize, max_tokens: usize) -> Request {
+    let mut random = Random(prompt as u64);
+    Request {
+        base: "dense".to_owned(),
+        adapter: adapter.cloned(),
+        project: "default".to_owned(),
+        prompt: (0..prompt).map(|_| random.below(VOCAB) as u32).collect(),
+        max_tokens,
+        sampling: Sampling { temperature: 0.0, ignore_eos: true, ..Sampling::default() },
+        stop_ids: vec![258],
+        logprobs: Some(3),
+        prompt_logprobs: None,
+    }
+}
+
+/// All that came back.
+#[derive(Debug, Default, PartialEq)]
+struct Answer {
+    prompt: Vec<Option<TokenLogprob>>,
+    tokens: Vec<(u32, Option<TokenLogprob>)>,
+    end: Option<Result<Finish, EngineError>>,
+}
+
+impl Answer {
+    fn take(&mut self, output: Output) {
+        assert!(self.end.is_none(), "{output:?} behind the end");
+        match output {
+            Output::Prompt(found) => {
+                assert!(self.prompt.is_empty() && self.tokens.is_empty());
+                self.prompt = found;
+            }
+            Output::Token { id, logprob } => self.tokens.push((id, logprob)),
+            Output::Done(finish) => self.end = Some(Ok(finish)),
+            Output::Failed(error) => self.end = Some(Err(error)),
+        }
+    }
+
+    #[track_caller]
+    fn ok(self) -> Self {
+        assert!(matches!(self.end, Some(Ok(_))), "{:?}", self.end);
+        self
+    }
+
+    #[track_caller]
+    fn error(&self) -> EngineError {
+        match &self.end {
+            Some(Err(error)) => error.clone(),
+            other => panic!("no error but {other:?}"),
+        }
+    }
+}
+
+/// Everything to the end, which every answer must have.
+async fn collect(mut receiver: Receiver<Output>) -> Answer {
+    let mut answer = Answer::default();
+    while let Some(output) = receiver.recv().await {
+        answer.take(output);
+    }
+    assert!(answer.end.is_some(), "no end: {answer:?}");
+    answer
+}
+
+/// What is there already.
+fn so_far(receiver: &mut Receiver<Output>) -> Answer {
+    let mut answer = Answer::default();
+    while let Ok(output) = receiver.try_recv() {
+        answer.take(output);
+    }
+    answer
+}
+
+async fn run(engine: &Handle, request: Request) -> Answer {
+    collect(engine.submit(request).unwrap()).await
+}
