@@ -3,6 +3,7 @@
 mod artifact;
 mod bases;
 mod batch;
+mod candidates;
 mod engine;
 mod handle;
 mod registry;

@@ -1,8 +1,11 @@
 //! The next token from a row of scores. A request's choices depend on its seed and position alone.
 
-use std::{cmp::Ordering, collections::HashMap};
+use std::collections::HashMap;
 
-use super::{Sampling, TokenLogprob};
+use super::{
+    Sampling, TokenLogprob,
+    candidates::{Candidates, by_score, with_ids},
+};
 use crate::domain::rng::Stream;
 
 /// What a sequence has seen: for the penalties.
@@ -19,7 +22,7 @@ pub fn choose(scores: &[f32], sampling: &Sampling, history: &History) -> u32 {
         return best(&scores);
     }
     let u = Stream::new(sampling.seed, SAMPLING).uniform(history.generated.len() as u64);
-    draw(&candidates(&scores, sampling), u)
+    Candidates::new(&scores, sampling).draw(u)
 }
 
 /// The stream of random numbers that sampling has to itself.
@@ -63,57 +66,13 @@ fn best(scores: &[f32]) -> u32 {
     highest.map_or(0, |(id, _)| id as u32)
 }
 
-fn by_score(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
-    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
-}
-
-/// Tokens that stay after top-k, min-p and top-p, likeliest first, with their probabilities (not summing to 1).
-fn candidates(scores: &[f32], sampling: &Sampling) -> Vec<(u32, f32)> {
-    let scaled = scores.iter().enumerate().map(|(id, score)| (id as u32, score / sampling.temperature));
-    let mut all: Vec<(u32, f32)> = scaled.collect();
-    if sampling.top_k > 0 && sampling.top_k < all.len() {
-        all.select_nth_unstable_by(sampling.top_k - 1, by_score);
-        all.truncate(sampling.top_k);
-    }
-    all.sort_unstable_by(by_score);
-    let top = all.first().map_or(0.0, |(_, score)| *score);
-    let mut total = 0.0;
-    for (_, score) in &mut all {
-        *score = (*score - top).exp();
-        total += *score;
-    }
-    let mut cumulative = 0.0;
-    let mut kept = 0;
-    for (_, weight) in &all {
-        if kept > 0 && (*weight < sampling.min_p || cumulative >= sampling.top_p * total) {
-            break;
-        }
-        cumulative += weight;
-        kept += 1;
-    }
-    all.truncate(kept);
-    all
-}
-
-fn draw(candidates: &[(u32, f32)], u: f32) -> u32 {
-    let total: f32 = candidates.iter().map(|(_, weight)| weight).sum();
-    let mut left = u * total;
-    for (id, weight) in candidates {
-        left -= weight;
-        if left < 0.0 {
-            return *id;
-        }
-    }
-    candidates.last().map_or(0, |(id, _)| *id)
-}
-
 /// The log-probability of `id` and the `top` likeliest tokens, from the model's scores as they are.
 pub fn logprob(scores: &[f32], id: u32, top: usize) -> TokenLogprob {
     let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = scores.iter().map(|score| f64::from(score - highest).exp()).sum();
     let log_sum = f64::from(highest) + sum.ln();
     let of = |score: f32| (f64::from(score) - log_sum) as f32;
-    let mut all: Vec<(u32, f32)> = scores.iter().enumerate().map(|(id, score)| (id as u32, *score)).collect();
+    let mut all = with_ids(scores);
     let top = top.min(all.len());
     if top > 0 {
         all.select_nth_unstable_by(top - 1, by_score);
@@ -160,18 +119,6 @@ mod tests {
     }
 
     #[test]
-    fn each_cut_leaves_out_what_it_should() {
-        let scores = [4.0f32, 3.0, 2.0, 1.0, 0.0]; // probabilities 0.636 0.234 0.086 0.032 0.012
-        let kept = |s: Sampling| candidates(&scores, &s).len();
-        assert_eq!(kept(sampling()), 5);
-        assert_eq!(kept(Sampling { top_k: 2, ..sampling() }), 2);
-        assert_eq!(kept(Sampling { top_p: 0.7, ..sampling() }), 2);
-        assert_eq!(kept(Sampling { top_p: 0.6, ..sampling() }), 1);
-        assert_eq!(kept(Sampling { min_p: 0.1, ..sampling() }), 3);
-        assert_eq!(kept(Sampling { temperature: 0.1, min_p: 0.1, ..sampling() }), 1);
-    }
-
-    #[test]
     fn penalties_and_bias_change_the_choice() {
         let greedy = Sampling { temperature: 0.0, ..sampling() };
         let after = |s: &Sampling| choose(&[2.0, 1.9, 1.0], s, &History { prompt: &[2], generated: &[0, 0] });
@@ -196,14 +143,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_choice_is_a_candidate_and_repeats(
+        fn a_choice_repeats(
             scores in prop::collection::vec(-10f32..10.0, 1..60), seed: u64, top_k in 0usize..70,
             top_p in 0.01f32..1.0, temperature in 0.05f32..3.0,
         ) {
             let s = Sampling { temperature, top_p, top_k, seed, ..sampling() };
             let id = pick(&scores, &s);
             prop_assert_eq!(id, pick(&scores, &s));
-            prop_assert!(candidates(&scores, &s).iter().any(|(c, _)| *c == id));
         }
     }
 }
