@@ -6,7 +6,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tokio::sync::mpsc;
 use utoipa::ToSchema;
 
@@ -15,6 +15,7 @@ use super::{
     auth::Inference,
     error::{ApiError, ErrorEnvelope},
     extract::JsonObject,
+    request::Asked,
     stream::{Pieces, respond, side_by_side},
 };
 use crate::{
@@ -24,8 +25,8 @@ use crate::{
     service::{
         Problem,
         chat::{messages, prompt},
-        fields::{Unsupported, in_range, read, refuse_unsupported},
-        generate::{Generation, MAX_N, Piece, SamplingFields, Stop, Wanted},
+        fields::{Unsupported, in_range, refuse_unsupported},
+        generate::{Generation, Piece, Wanted},
     },
 };
 
@@ -67,45 +68,12 @@ pub struct ChatRequest {
     max_completion_tokens: Option<u64>,
     /// The older name of `max_completion_tokens`.
     max_tokens: Option<u64>,
-    /// 0 (greedy) to 2. Default 1.
-    temperature: Option<f32>,
-    /// Above 0 to 1. Default 1.
-    top_p: Option<f32>,
-    /// −1 and 0 keep all tokens.
-    top_k: Option<i64>,
-    /// 0 to 1, relative to the likeliest token.
-    min_p: Option<f32>,
-    /// 0.01 to 10. Default 1.
-    repetition_penalty: Option<f32>,
-    /// −2 to 2.
-    presence_penalty: Option<f32>,
-    /// −2 to 2.
-    frequency_penalty: Option<f32>,
-    /// Token id to −100 … 100.
-    #[schema(value_type = Option<std::collections::HashMap<String, f32>>)]
-    logit_bias: Option<Map<String, Value>>,
-    /// The same seed and request give the same answer.
-    seed: Option<i64>,
-    /// Do not end at the model's end-of-turn token.
-    ignore_eos: Option<bool>,
-    /// A string, or up to four.
-    #[schema(value_type = Option<Value>)]
-    stop: Option<Stop>,
-    /// Answers, 1 to 16. Default 1.
-    n: Option<u64>,
     logprobs: Option<bool>,
     /// Alternatives with each token's log-probability, 0 to 20; needs `logprobs`.
     top_logprobs: Option<u64>,
-    stream: Option<bool>,
-    stream_options: Option<StreamOptions>,
 }
 
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct StreamOptions {
-    /// A last chunk with the usage.
-    pub include_usage: Option<bool>,
-}
+type Request = Asked<ChatRequest>;
 
 #[derive(Clone, Debug, Default, Serialize, ToSchema)]
 pub struct Usage {
@@ -193,7 +161,7 @@ impl ChatLogprob {
 
 /// Answers a conversation.
 #[utoipa::path(post, path = "/v1/chat/completions", operation_id = "createChatCompletion", tag = "chat",
-    request_body = ChatRequest,
+    request_body = Request,
     responses(
         (status = 200, description = "The answer; with `stream`, server-sent events that end with [DONE]",
             body = ChatCompletion),
@@ -213,29 +181,27 @@ pub async fn create(
     JsonObject(mut body): JsonObject,
 ) -> Result<Response, ApiError> {
     refuse_unsupported(&mut body, &UNSUPPORTED)?;
-    let request: ChatRequest = read(body)?;
+    let request = Request::read(body)?;
+    let with_usage = request.sampling.streamed()?;
     let (generations, answer) = start(&state, &project, &request).await?;
     let pieces = side_by_side(generations);
-    if request.stream.unwrap_or(false) {
-        let with_usage = request.stream_options.is_some_and(|options| options.include_usage.unwrap_or(false));
-        return Ok(answer.stream(pieces, with_usage));
+    match with_usage {
+        Some(with_usage) => Ok(answer.stream(pieces, with_usage)),
+        None => Ok(Json(answer.collect(pieces).await?).into_response()),
     }
-    Ok(Json(answer.collect(pieces).await?).into_response())
 }
 
-async fn start(state: &AppState, project: &str, request: &ChatRequest) -> Result<(Vec<Generation>, Answer), Problem> {
-    let n = in_range("n", request.n.unwrap_or(1), 1, MAX_N)?;
-    if request.stream_options.is_some() && request.stream != Some(true) {
-        return Err(Problem::invalid("stream_options", "invalid_combination", "stream_options needs stream"));
-    }
-    let logprobs = match (request.logprobs.unwrap_or(false), request.top_logprobs) {
+async fn start(state: &AppState, project: &str, request: &Request) -> Result<(Vec<Generation>, Answer), Problem> {
+    let Request { own, sampling } = request;
+    let n = sampling.answers()?;
+    let logprobs = match (own.logprobs.unwrap_or(false), own.top_logprobs) {
         (false, Some(_)) => {
             return Err(Problem::invalid("top_logprobs", "invalid_combination", "top_logprobs needs logprobs"));
         }
         (false, None) => None,
         (true, top) => Some(in_range("top_logprobs", top.unwrap_or(0), 0, 20)? as usize),
     };
-    let (max_tokens, max_tokens_param) = match (request.max_completion_tokens, request.max_tokens) {
+    let (max_tokens, max_tokens_param) = match (own.max_completion_tokens, own.max_tokens) {
         (Some(_), Some(_)) => {
             let message = "max_tokens and max_completion_tokens say the same: leave one out";
             return Err(Problem::invalid("max_tokens", "given_twice", message));
@@ -246,44 +212,27 @@ async fn start(state: &AppState, project: &str, request: &ChatRequest) -> Result
     if max_tokens == Some(0) {
         return Err(Problem::invalid(max_tokens_param, "out_of_range", format!("{max_tokens_param} is 0, below 1")));
     }
-    let model = state.service.model(project, &request.model).await?;
-    let prompt = prompt(&model, &messages(&request.messages)?)?;
-    let fields = SamplingFields {
-        temperature: request.temperature,
-        top_p: request.top_p,
-        top_k: request.top_k,
-        min_p: request.min_p,
-        repetition_penalty: request.repetition_penalty,
-        presence_penalty: request.presence_penalty,
-        frequency_penalty: request.frequency_penalty,
-        logit_bias: request.logit_bias.clone(),
-        seed: request.seed,
-        ignore_eos: request.ignore_eos,
-        stop: request.stop.clone(),
-    };
-    let generations = (0..n)
-        .map(|index| {
-            state.service.generate(Wanted {
-                model: &model,
-                project,
-                prompt: prompt.clone(),
-                max_tokens,
-                max_tokens_param,
-                prompt_param: "messages",
-                fields: &fields,
-                logprobs,
-                prompt_logprobs: None,
-                index,
-            })
-        })
-        .collect::<Result<Vec<_>, _>>()?;
+    let model = state.service.model(project, &own.model).await?;
+    let prompt = prompt(&model, &messages(&own.messages)?)?;
+    let prompt_tokens = prompt.len() as u64;
+    let generations = state.service.generate(Wanted {
+        model: &model,
+        project,
+        prompts: vec![prompt],
+        max_tokens,
+        max_tokens_param,
+        prompt_param: "messages",
+        fields: sampling,
+        logprobs,
+        prompt_logprobs: None,
+    })?;
     let fingerprint = model.adapter.as_ref().map_or(&model.resident.base.info.hash, |a| &a.generation).clone();
     let answer = Answer {
         id: id::new("chatcmpl-"),
         model: model.name,
         fingerprint,
         resident: model.resident,
-        prompt_tokens: prompt.len() as u64,
+        prompt_tokens,
         n,
         with_logprobs: logprobs.is_some(),
     };

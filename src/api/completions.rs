@@ -7,16 +7,16 @@ use axum::{
 };
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 use utoipa::ToSchema;
 
 use super::{
     AppState,
     auth::Inference,
-    chat::{StreamOptions, Usage},
+    chat::Usage,
     error::{ApiError, ErrorEnvelope},
     extract::JsonObject,
+    request::Asked,
     stream::{Pieces, respond, side_by_side},
 };
 use crate::{
@@ -26,8 +26,8 @@ use crate::{
     service::{
         Problem,
         catalogue::Model,
-        fields::{Unsupported, in_range, read, refuse_unsupported},
-        generate::{Generation, MAX_N, Piece, SamplingFields, Stop, Wanted},
+        fields::{Unsupported, in_range, refuse_unsupported},
+        generate::{Generation, Piece, Wanted},
     },
 };
 
@@ -51,28 +51,13 @@ pub struct CompletionRequest {
     prompt: Prompt,
     /// Default 16. 0 with `echo` scores the prompt.
     max_tokens: Option<u64>,
-    temperature: Option<f32>,
-    top_p: Option<f32>,
-    top_k: Option<i64>,
-    min_p: Option<f32>,
-    repetition_penalty: Option<f32>,
-    presence_penalty: Option<f32>,
-    frequency_penalty: Option<f32>,
-    #[schema(value_type = Option<std::collections::HashMap<String, f32>>)]
-    logit_bias: Option<Map<String, Value>>,
-    seed: Option<i64>,
-    ignore_eos: Option<bool>,
-    #[schema(value_type = Option<Value>)]
-    stop: Option<Stop>,
-    /// Completions of each prompt, 1 to 16.
-    n: Option<u64>,
     /// Alternatives with each token's log-probability, 0 to 20.
     logprobs: Option<u64>,
     /// The prompt before its completion.
     echo: Option<bool>,
-    stream: Option<bool>,
-    stream_options: Option<StreamOptions>,
 }
+
+type Request = Asked<CompletionRequest>;
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
@@ -141,7 +126,7 @@ fn shown(bytes: &[u8]) -> String {
 
 /// Completes prompts.
 #[utoipa::path(post, path = "/v1/completions", operation_id = "createCompletion", tag = "chat",
-    request_body = CompletionRequest,
+    request_body = Request,
     responses(
         (status = 200, description = "The completions; with `stream`, server-sent events that end with [DONE]",
             body = Completion),
@@ -161,14 +146,14 @@ pub async fn create(
     JsonObject(mut body): JsonObject,
 ) -> Result<Response, ApiError> {
     refuse_unsupported(&mut body, &UNSUPPORTED)?;
-    let request: CompletionRequest = read(body)?;
+    let request = Request::read(body)?;
+    let with_usage = request.sampling.streamed()?;
     let (generations, answer) = start(&state, &project, &request).await?;
     let pieces = side_by_side(generations);
-    if request.stream.unwrap_or(false) {
-        let with_usage = request.stream_options.is_some_and(|options| options.include_usage.unwrap_or(false));
-        return Ok(answer.stream(pieces, with_usage));
+    match with_usage {
+        Some(with_usage) => Ok(answer.stream(pieces, with_usage)),
+        None => Ok(Json(answer.collect(pieces).await?).into_response()),
     }
-    Ok(Json(answer.collect(pieces).await?).into_response())
 }
 
 fn prompts(model: &Model, prompt: &Prompt) -> Result<Vec<Vec<u32>>, Problem> {
@@ -190,51 +175,26 @@ fn prompts(model: &Model, prompt: &Prompt) -> Result<Vec<Vec<u32>>, Problem> {
     Ok(prompts)
 }
 
-async fn start(
-    state: &AppState,
-    project: &str,
-    request: &CompletionRequest,
-) -> Result<(Vec<Generation>, Answer), Problem> {
-    let n = in_range("n", request.n.unwrap_or(1), 1, MAX_N)?;
-    if request.stream_options.is_some() && request.stream != Some(true) {
-        return Err(Problem::invalid("stream_options", "invalid_combination", "stream_options needs stream"));
-    }
-    let logprobs = request.logprobs.map(|top| in_range("logprobs", top, 0, 20)).transpose()?.map(|n| n as usize);
-    let echo = request.echo.unwrap_or(false);
-    if request.max_tokens == Some(0) && !echo {
+async fn start(state: &AppState, project: &str, request: &Request) -> Result<(Vec<Generation>, Answer), Problem> {
+    let Request { own, sampling } = request;
+    let n = sampling.answers()?;
+    let logprobs = own.logprobs.map(|top| in_range("logprobs", top, 0, 20)).transpose()?.map(|n| n as usize);
+    let echo = own.echo.unwrap_or(false);
+    if own.max_tokens == Some(0) && !echo {
         return Err(Problem::invalid("max_tokens", "out_of_range", "max_tokens is 0, which needs echo"));
     }
-    let model = state.service.model(project, &request.model).await?;
-    let fields = SamplingFields {
-        temperature: request.temperature,
-        top_p: request.top_p,
-        top_k: request.top_k,
-        min_p: request.min_p,
-        repetition_penalty: request.repetition_penalty,
-        presence_penalty: request.presence_penalty,
-        frequency_penalty: request.frequency_penalty,
-        logit_bias: request.logit_bias.clone(),
-        seed: request.seed,
-        ignore_eos: request.ignore_eos,
-        stop: request.stop.clone(),
-    };
-    let mut generations = Vec::new();
-    for prompt in prompts(&model, &request.prompt)? {
-        for _ in 0..n {
-            generations.push(state.service.generate(Wanted {
-                model: &model,
-                project,
-                prompt: prompt.clone(),
-                max_tokens: Some(request.max_tokens.unwrap_or(16)),
-                max_tokens_param: "max_tokens",
-                prompt_param: "prompt",
-                fields: &fields,
-                logprobs,
-                prompt_logprobs: logprobs.filter(|_| echo),
-                index: generations.len() as u64,
-            })?);
-        }
-    }
+    let model = state.service.model(project, &own.model).await?;
+    let generations = state.service.generate(Wanted {
+        model: &model,
+        project,
+        prompts: prompts(&model, &own.prompt)?,
+        max_tokens: Some(own.max_tokens.unwrap_or(16)),
+        max_tokens_param: "max_tokens",
+        prompt_param: "prompt",
+        fields: sampling,
+        logprobs,
+        prompt_logprobs: logprobs.filter(|_| echo),
+    })?;
     let fingerprint = model.adapter.as_ref().map_or(&model.resident.base.info.hash, |a| &a.generation).clone();
     let answer = Answer {
         id: id::new("cmpl-"),

@@ -13,6 +13,7 @@ mod list;
 mod methods;
 mod models;
 mod openapi;
+mod request;
 mod router;
 pub mod serve;
 mod stream;

@@ -10,6 +10,7 @@ pub mod generate;
 pub mod jobs;
 mod once;
 pub mod problem;
+pub mod sampling;
 pub mod stop;
 
 use std::sync::Arc;

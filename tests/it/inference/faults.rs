@@ -12,7 +12,7 @@ async fn healthy(bench: &Bench) -> Vec<(Request, Answer)> {
     let adapters = bench.several(2).await;
     let mut all = Vec::new();
     for (i, adapter) in [None, Some(&adapters[0]), Some(&adapters[1]), Some(&adapters[1])].into_iter().enumerate() {
-        let request = Request { prompt_logprobs: (i == 2).then_some(1), ..ask(adapter, 4 + 13 * i, 25) };
+        let request = Request { prompt_logprobs: (i % 2 == 0).then_some(1), ..ask(adapter, 4 + 13 * i, 25) };
         all.push((request.clone(), run(&bench.engine, request).await.ok()));
     }
     let other = Request { base: "other".to_owned(), ..ask(None, 9, 25) };
@@ -23,8 +23,9 @@ async fn healthy(bench: &Bench) -> Vec<(Request, Answer)> {
 /// Runs the healthy ones in one batch with two of `adapter`; gives the ends of those.
 async fn beside(bench: &Bench, name: &str, healthy: &[(Request, Answer)], adapter: &AdapterRef) -> Vec<Answer> {
     let (latch, held) = bench.hold(name).await;
-    let bad: Vec<_> = [6, 17].map(|n| bench.engine.submit(ask(Some(adapter), n, 9)).unwrap()).into();
+    let mut bad = vec![bench.engine.submit(ask(Some(adapter), 6, 9)).unwrap()];
     let receivers: Vec<_> = healthy.iter().map(|(request, _)| bench.engine.submit(request.clone()).unwrap()).collect();
+    bad.push(bench.engine.submit(ask(Some(adapter), 18, 9)).unwrap());
     latch.open();
     collect(held).await.ok();
     for (receiver, (_, expected)) in receivers.into_iter().zip(healthy) {
@@ -42,15 +43,16 @@ async fn beside(bench: &Bench, name: &str, healthy: &[(Request, Answer)], adapte
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_or_failure_ends_only_the_sequences_at_fault() {
-    let bench = Bench::start(settings()).await;
+    // Small steps: some have read only a part of their prompts when it happens.
+    let bench = Bench::start(EngineSettings { max_tokens_per_step: 8, ..settings() }).await;
     let healthy = healthy(&bench).await;
-    // The second token of the one that decodes comes as it reads again, by itself.
-    for (fault, tokens) in [("panics", 0), ("panics while decoding", 2), ("fails", 0)] {
+    // A second token comes as the first of them reads again, by itself.
+    for (fault, tokens) in [("panics", [0, 0]), ("panics while decoding", [2, 1]), ("fails", [0, 0])] {
         let adapter = bench.fault(fault).await;
         // In memory before the batch comes together: its first use fails alone.
         let first = run(&bench.engine, ask(Some(&adapter), 5, 9)).await;
         assert!(matches!(first.error(), EngineError::Internal(_)), "{first:?}");
-        for answer in beside(&bench, fault, &healthy, &adapter).await {
+        for (answer, tokens) in beside(&bench, fault, &healthy, &adapter).await.iter().zip(tokens) {
             assert!(matches!(answer.error(), EngineError::Internal(_)), "{fault}: {answer:?}");
             assert_eq!(answer.tokens.len(), tokens, "{fault}");
         }
