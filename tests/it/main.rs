@@ -9,6 +9,7 @@ mod db;
 mod formats;
 mod golden;
 mod inference;
+mod logits;
 mod methods;
 mod model;
 mod openapi;
