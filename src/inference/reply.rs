@@ -35,19 +35,20 @@ impl Drop for Place {
 /// Whoever drops it, wherever the request was: its sender hears of an end.
 pub struct Reply {
     output: mpsc::Sender<Output>,
-    place: Place,
+    /// Given back before the sender hears of the end, so that it can ask again at once.
+    place: Option<Place>,
     ended: bool,
 }
 
 impl Reply {
     pub fn new(output: mpsc::Sender<Output>, place: Place) -> Self {
-        Self { output, place, ended: false }
+        Self { output, place: Some(place), ended: false }
     }
 
     /// The request goes on from one kind of place to another.
     pub fn moved_to(self, place: Place) -> Self {
         let mut moved = self;
-        moved.place = place;
+        moved.place = Some(place);
         moved
     }
 
@@ -59,12 +60,16 @@ impl Reply {
     }
 
     pub fn done(&mut self, finish: Finish) {
-        self.send(Output::Done(finish));
-        self.ended = true;
+        self.end(Output::Done(finish));
     }
 
     pub fn fail(&mut self, error: EngineError) {
-        self.send(Output::Failed(error));
+        self.end(Output::Failed(error));
+    }
+
+    fn end(&mut self, output: Output) {
+        self.place = None;
+        self.send(output);
         self.ended = true;
     }
 

@@ -1,6 +1,12 @@
 //! Blobs in S3 or a server that speaks it. Hashes are our own: other servers' checksums differ.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use aws_config::{BehaviorVersion, Region, retry::RetryConfig, timeout::TimeoutConfig};
@@ -77,58 +83,62 @@ impl S3Store {
         format!("{}{}", self.prefix, key.path())
     }
 
-    /// A multipart upload and its id. The request is a task of its own: it ends also when nobody waits for it any more,
-    /// and what it began is aborted then.
-    async fn begin(&self, name: &str) -> Result<(Unfinished, String), StorageError> {
+    /// The request is a task of its own: it ends also when nobody waits for it any more, and what it began is aborted.
+    async fn begin(&self, name: &str) -> Result<Arc<Multipart>, StorageError> {
         let (client, bucket, name) = (self.client.clone(), self.bucket.clone(), name.to_owned());
         let began = tokio::spawn(async move {
             let request = client.create_multipart_upload().bucket(&bucket).key(&name);
             let created = request.send().await.map_err(|e| failed(&name, e))?;
-            let upload = created.upload_id;
-            let upload = upload.ok_or_else(|| StorageError::Unavailable(format!("s3, {name}: no upload id")))?;
-            Ok((Unfinished { client, bucket, name, upload: Some(upload.clone()) }, upload))
+            let id = created.upload_id;
+            let id = id.ok_or_else(|| StorageError::Unavailable(format!("s3, {name}: no upload id")))?;
+            Ok(Arc::new(Multipart { client, bucket, name, id, is_complete: AtomicBool::new(false) }))
         });
         began.await.map_err(|e| StorageError::Unavailable(format!("s3: {e}")))?
-    }
-
-    async fn upload_parts(
-        &self,
-        name: &str,
-        upload: &str,
-        first: Bytes,
-        body: &mut ByteStream,
-        counter: &mut Counter,
-    ) -> Result<Vec<CompletedPart>, StorageError> {
-        let (mut parts, mut next) = (Vec::new(), Some(first));
-        while let Some(part) = next {
-            let number = parts.len() as i32 + 1;
-            let request = self.client.upload_part().bucket(&self.bucket).key(name).upload_id(upload);
-            let sent = request.part_number(number).body(Body::from(part)).send().await.map_err(|e| failed(name, e))?;
-            parts.push(CompletedPart::builder().part_number(number).set_e_tag(sent.e_tag).build());
-            let part = counter.fill(body).await?;
-            next = (!part.is_empty()).then_some(part);
-        }
-        Ok(parts)
     }
 }
 
 /// An upload whose parts take room until it is completed or aborted. Dropping this aborts it: after an error, or when
-/// nobody waits for the upload any more.
-struct Unfinished {
+/// nobody waits for the upload any more. A part on its way holds it too: one that arrives behind the abort would stay.
+struct Multipart {
     client: Client,
     bucket: String,
     name: String,
-    /// None once it is complete.
-    upload: Option<String>,
+    id: String,
+    is_complete: AtomicBool,
 }
 
-impl Drop for Unfinished {
+impl Multipart {
+    async fn part(self: &Arc<Self>, number: i32, bytes: Bytes) -> Result<CompletedPart, StorageError> {
+        let upload = self.clone();
+        let sent = tokio::spawn(async move {
+            let request = upload.client.upload_part().bucket(&upload.bucket).key(&upload.name).upload_id(&upload.id);
+            let sent = request.part_number(number).body(Body::from(bytes)).send().await;
+            sent.map_err(|e| failed(&upload.name, e))
+        });
+        let sent = sent.await.map_err(|e| StorageError::Unavailable(format!("s3: {e}")))??;
+        Ok(CompletedPart::builder().part_number(number).set_e_tag(sent.e_tag).build())
+    }
+
+    async fn complete(&self, parts: Vec<CompletedPart>) -> Result<(), StorageError> {
+        let parts = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
+        let request = self.client.complete_multipart_upload().bucket(&self.bucket).key(&self.name).upload_id(&self.id);
+        request.multipart_upload(parts).send().await.map_err(|e| failed(&self.name, e))?;
+        self.is_complete.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Drop for Multipart {
     fn drop(&mut self) {
-        let (Some(upload), Ok(runtime)) = (self.upload.take(), tokio::runtime::Handle::try_current()) else { return };
-        let abort = self.client.abort_multipart_upload().bucket(&self.bucket).key(&self.name).upload_id(&upload);
+        if *self.is_complete.get_mut() {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let abort = self.client.abort_multipart_upload().bucket(&self.bucket).key(&self.name).upload_id(&self.id);
+        let name = std::mem::take(&mut self.name);
         runtime.spawn(async move {
             if let Err(e) = abort.send().await {
-                tracing::warn!(upload, "an upload could not be aborted: {}", DisplayErrorContext(&e));
+                tracing::warn!(name, "an upload could not be aborted: {}", DisplayErrorContext(&e));
             }
         });
     }
@@ -175,12 +185,14 @@ impl BlobStore for S3Store {
             request.send().await.map_err(|e| failed(&name, e))?;
             return Ok(counter.stored());
         }
-        let (mut unfinished, upload) = self.begin(&name).await?;
-        let parts = self.upload_parts(&name, &upload, first, &mut body, &mut counter).await?;
-        let parts = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
-        let request = self.client.complete_multipart_upload().bucket(&self.bucket).key(&name).upload_id(&upload);
-        request.multipart_upload(parts).send().await.map_err(|e| failed(&name, e))?;
-        unfinished.upload = None;
+        let upload = self.begin(&name).await?;
+        let (mut parts, mut next) = (Vec::new(), Some(first));
+        while let Some(part) = next {
+            parts.push(upload.part(parts.len() as i32 + 1, part).await?);
+            let part = counter.fill(&mut body).await?;
+            next = (!part.is_empty()).then_some(part);
+        }
+        upload.complete(parts).await?;
         Ok(counter.stored())
     }
 

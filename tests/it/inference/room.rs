@@ -129,6 +129,14 @@ async fn a_line_of_many_adapters_keeps_the_budget() {
             assert!(engine.status().adapter_bytes <= 2 * all[0].bytes + all[0].bytes / 2);
             collect(receiver).await.ok();
         }
+        drop(engine);
+        // Its thread lets go of the last adapters.
+        let gone = async {
+            while LIVE.load(SeqCst) > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), gone).await.unwrap();
     }
     assert_eq!(MOST.load(SeqCst), 2);
 }
