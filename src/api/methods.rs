@@ -9,7 +9,7 @@ use super::{
     auth::Reading,
     error::{ApiError, ErrorEnvelope},
 };
-use crate::domain::{LoraSpec, MethodSpec};
+use crate::domain::MethodSpec;
 
 /// A fine-tuning method or an objective.
 #[derive(Serialize, ToSchema)]
@@ -21,6 +21,10 @@ pub struct MethodObject {
     pub definition: String,
     pub choose_when: String,
     pub avoid_when: String,
+    /// What a request pays beside the base's own work; null for objectives.
+    pub inference_overhead: Option<String>,
+    /// `peft_type` of the files that a method writes; null for objectives.
+    pub file_format: Option<String>,
     /// Whether its result can be merged into the base's weights.
     pub mergeable: bool,
     pub default_learning_rate: Option<f64>,
@@ -35,19 +39,21 @@ pub struct MethodList {
     pub data: Vec<MethodObject>,
 }
 
-fn lora() -> MethodObject {
-    let spec = MethodSpec::Lora(LoraSpec::default());
+fn method(spec: &MethodSpec) -> MethodObject {
+    let card = spec.card();
+    let mut defaults = serde_json::to_value(spec).unwrap_or_default();
+    defaults.as_object_mut().map(|fields| fields.shift_remove("type"));
     MethodObject {
         id: spec.type_name().to_owned(),
         object: "method".to_owned(),
-        definition: "Two low-rank matrices beside each targeted linear: y = x Wᵀ + (alpha / r) · (x Aᵀ) Bᵀ \
-                     (arXiv 2106.09685); with use_rslora the scale is alpha / √r (arXiv 2312.03732)."
-            .to_owned(),
-        choose_when: "You have demonstrations and want the best quality for its cost. The default.".to_owned(),
-        avoid_when: "Thousands of tenants need adapters of a few kilobytes.".to_owned(),
-        mergeable: true,
+        definition: card.definition.to_owned(),
+        choose_when: card.choose_when.to_owned(),
+        avoid_when: card.avoid_when.to_owned(),
+        inference_overhead: Some(card.inference_overhead.to_owned()),
+        file_format: Some(card.file_format.to_owned()),
+        mergeable: card.mergeable,
         default_learning_rate: Some(spec.default_learning_rate()),
-        defaults: serde_json::to_value(&spec).unwrap_or_default(),
+        defaults,
     }
 }
 
@@ -59,6 +65,8 @@ fn supervised() -> MethodObject {
             .to_owned(),
         choose_when: "You have examples of the answers that you want.".to_owned(),
         avoid_when: "You only know which of two answers is better.".to_owned(),
+        inference_overhead: None,
+        file_format: None,
         mergeable: false,
         default_learning_rate: None,
         defaults: json!({"n_epochs": 3, "batch_size": "auto", "learning_rate_multiplier": 1.0}),
@@ -73,5 +81,6 @@ fn supervised() -> MethodObject {
         (status = 403, description = "The key's scopes do not reach", body = ErrorEnvelope),
     ))]
 pub async fn list(_project: Reading) -> Result<Json<MethodList>, ApiError> {
-    Ok(Json(MethodList { object: "list".to_owned(), data: vec![lora(), supervised()] }))
+    let data = MethodSpec::all().iter().map(method).chain([supervised()]).collect();
+    Ok(Json(MethodList { object: "list".to_owned(), data }))
 }

@@ -1,5 +1,7 @@
 //! A job's events.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -38,6 +40,9 @@ pub struct Metrics {
     /// Passes over the data, fractional.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epoch: Option<f64>,
+    /// What the method or the objective reports besides, by name: means over the step's passes.
+    #[serde(flatten)]
+    pub figures: BTreeMap<String, f64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -13,9 +13,8 @@ use tokio::runtime;
 
 use super::{AdapterRef, ArtifactError, EngineError, EngineSettings, Residency, Resident, artifact::read_adapter};
 use crate::{
-    domain::BaseInfo,
     methods::{AdapterFiles, MethodError},
-    model::Hook,
+    model::{Base, Hook},
     storage::{BlobStore, StorageError},
 };
 
@@ -28,7 +27,7 @@ const ATTEMPTS: u32 = 3;
 pub type Lease = Arc<dyn Hook>;
 
 /// Makes an adapter of its files.
-pub type Loader = fn(&AdapterFiles, &BaseInfo) -> Result<Lease, MethodError>;
+pub type Loader = fn(&AdapterFiles, &Base) -> Result<Lease, MethodError>;
 
 /// The base's id and the generation.
 type Name = (String, String);
@@ -156,7 +155,7 @@ impl Registry {
             return Err(EngineError::Adapter(message));
         }
         let (base, loader) = (resident.base.clone(), self.loader);
-        let hook = tokio::task::spawn_blocking(move || loader(&files, &base.info)).await;
+        let hook = tokio::task::spawn_blocking(move || loader(&files, &base)).await;
         let hook = hook.map_err(|_| EngineError::Internal("loading an adapter crashed".to_owned()))?;
         hook.map_err(|e| EngineError::Adapter(e.to_string()))
     }

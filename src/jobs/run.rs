@@ -14,7 +14,7 @@ use crate::{
     db::{Claim, DbError, NewEvent, Publication},
     domain::{AdapterRecord, EventKind, Failure, FileRecord, Job, Metrics, Snapshot, id},
     inference::{ArtifactError, Resident, read_adapter, sha256},
-    methods::AdapterFiles,
+    methods::{AdapterFiles, MethodError},
     storage::{Key, StorageError},
     trainer::{self, Outcome, Run, TrainError},
 };
@@ -143,7 +143,12 @@ struct Work {
 async fn on_a_thread(mut work: Work) -> Result<Result<Outcome, TrainError>, Stop> {
     let (answer, outcome) = tokio::sync::oneshot::channel();
     let body = move || {
+        let tokenize = |text: &str| {
+            let ids = work.resident.text.tokenizer.encode(text, false);
+            ids.map_err(|error| MethodError::Mismatch(error.to_string()))
+        };
         let run = Run {
+            tokenize: &tokenize,
             spec: &work.job.spec,
             base: work.resident.base.clone(),
             train: &work.train,

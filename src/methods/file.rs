@@ -60,6 +60,15 @@ pub fn tensors(weights: &[u8], expected: &[(String, Vec<usize>)]) -> Result<Vec<
     expected.iter().map(|(name, shape)| checked(&file, name, shape)).collect()
 }
 
+/// Every tensor's name and shape, by name.
+pub fn shapes(weights: &[u8]) -> Result<Vec<(String, Vec<usize>)>, MethodError> {
+    let file = Safetensors::from_bytes(weights.to_vec())?;
+    let mut shapes: Vec<(String, Vec<usize>)> =
+        file.names().filter_map(|name| Some((name.to_owned(), file.tensor(name)?.shape.to_vec()))).collect();
+    shapes.sort_unstable();
+    Ok(shapes)
+}
+
 fn checked(file: &Safetensors, name: &str, shape: &[usize]) -> Result<Vec<f32>, MethodError> {
     let Some(view) = file.tensor(name) else {
         return Err(MethodError::Mismatch(format!("tensor {name} is missing")));

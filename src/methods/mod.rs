@@ -8,18 +8,42 @@ use std::sync::Arc;
 use candle_core::Var;
 
 use crate::{
-    domain::{BaseInfo, MethodSpec},
-    model::Hook,
+    domain::MethodSpec,
+    model::{Base, Hook},
 };
 
 pub use file::{AdapterFiles, MethodError};
 
+/// What a fresh adapter may look at.
+pub struct Start<'a> {
+    pub base: &'a Base,
+    /// All random numbers come from it.
+    pub seed: u64,
+    /// Optimiser steps of the run.
+    pub total_steps: u64,
+    /// Text to the base's token ids (prompts that begin as words).
+    pub tokenize: &'a dyn Fn(&str) -> Result<Vec<u32>, MethodError>,
+}
+
+/// What an optimiser step did, for methods that watch it.
+pub struct Stepped<'a> {
+    /// The step, from 0, and how many there are.
+    pub step: u64,
+    pub total_steps: u64,
+    /// The gradients that the step used, in the order of `variables`.
+    pub gradients: &'a [Vec<f32>],
+}
+
+/// Named numbers with their shape.
+pub type Named = (String, Vec<usize>, Vec<f32>);
+
 /// A method while it is trained.
 pub trait Trainable: Send + Sync {
-    /// The hook that the model's forward takes; it reads the variables as they are now.
-    fn hook(&self) -> Arc<dyn Hook>;
+    /// The hook of one forward pass, made anew for each: what is computed from the variables (prompt encoders) is in
+    /// that pass's graph. `train` is the key of the pass's random numbers, none while evaluating.
+    fn hook(&self, train: Option<u64>) -> Result<Arc<dyn Hook>, candle_core::Error>;
 
-    /// Every trained tensor by its name in the PEFT file, in a fixed order.
+    /// Every trained tensor under a name of its own, in a fixed order; as in the PEFT file where that has it.
     fn variables(&self) -> Vec<(String, Var)>;
 
     /// Whether weight decay applies to a variable (never to IA3 vectors, DoRA magnitudes, prompts, gates).
@@ -28,29 +52,65 @@ pub trait Trainable: Send + Sync {
         true
     }
 
+    /// A variable's learning rate as a multiple of the run's (LoRA+).
+    fn rate(&self, name: &str) -> f64 {
+        let _ = name;
+        1.0
+    }
+
+    /// Called after each optimiser step (AdaLoRA's budget).
+    fn stepped(&mut self, step: &Stepped) -> Result<(), MethodError> {
+        let _ = step;
+        Ok(())
+    }
+
+    /// What has to be remembered besides the variables to go on bit for bit.
+    fn state(&self) -> Vec<Named> {
+        Vec::new()
+    }
+
+    /// Takes back what `state` gave.
+    fn restore(&mut self, state: Vec<Named>) -> Result<(), MethodError> {
+        match state.first() {
+            None => Ok(()),
+            Some((name, ..)) => Err(MethodError::Mismatch(format!("the method keeps no state, but there is {name}"))),
+        }
+    }
+
     /// The adapter in PEFT's files, without ids and times: the same values give the same bytes.
     fn export(&self) -> Result<AdapterFiles, MethodError>;
 }
 
-/// A fresh adapter. Random numbers come from `seed` alone.
-pub fn create(spec: &MethodSpec, base: &BaseInfo, seed: u64) -> Result<Box<dyn Trainable>, MethodError> {
+/// What a method's knobs make. Implemented by each spec.
+pub trait Method {
+    /// A fresh adapter.
+    fn create(&self, start: &Start) -> Result<Box<dyn Trainable>, MethodError>;
+
+    /// An adapter to go on training, from its files.
+    fn resume(&self, files: &AdapterFiles, base: &Base) -> Result<Box<dyn Trainable>, MethodError>;
+
+    /// An adapter to serve. Every tensor must match a module by name and shape, be finite, and none may be missing.
+    fn load(&self, files: &AdapterFiles, base: &Base) -> Result<Arc<dyn Hook>, MethodError>;
+}
+
+fn of(spec: &MethodSpec) -> &dyn Method {
     match spec {
-        MethodSpec::Lora(spec) => lora::create(spec, base, seed),
+        MethodSpec::Lora(spec) => spec,
     }
+}
+
+pub fn create(spec: &MethodSpec, start: &Start) -> Result<Box<dyn Trainable>, MethodError> {
+    of(spec).create(start)
 }
 
 /// An adapter to go on training, from its files.
-pub fn resume(files: &AdapterFiles, base: &BaseInfo) -> Result<Box<dyn Trainable>, MethodError> {
-    match spec_of(files)? {
-        MethodSpec::Lora(spec) => lora::resume(&spec, files, base),
-    }
+pub fn resume(files: &AdapterFiles, base: &Base) -> Result<Box<dyn Trainable>, MethodError> {
+    of(&spec_of(files)?).resume(files, base)
 }
 
-/// An adapter to serve. Every tensor must match a module by name and shape, be finite, and none may be missing.
-pub fn load(files: &AdapterFiles, base: &BaseInfo) -> Result<Arc<dyn Hook>, MethodError> {
-    match spec_of(files)? {
-        MethodSpec::Lora(spec) => lora::load(&spec, files, base),
-    }
+/// An adapter to serve, from its files.
+pub fn load(files: &AdapterFiles, base: &Base) -> Result<Arc<dyn Hook>, MethodError> {
+    of(&spec_of(files)?).load(files, base)
 }
 
 /// The spec that a PEFT config stands for (for jobs that continue an adapter, and for import).

@@ -98,6 +98,17 @@ pub trait Hook: Send + Sync {
         let _ = (x, base);
         Ok(None)
     }
+
+    /// What the method adds to the loss of the pass that it went through: a mean, not a sum over tokens
+    /// (AdaLoRA's orthogonality, the balance of experts).
+    fn penalty(&self) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    /// Figures of the pass that it went through, for the step's metrics (shares of experts).
+    fn figures(&self) -> Vec<(String, f64)> {
+        Vec::new()
+    }
 }
 
 /// The frozen model itself.

@@ -119,7 +119,7 @@ async fn unpack(model: &Model, packed: Vec<u8>) -> Result<(AdapterFiles, &'stati
         }
         let spec = methods::spec_of(&files)?;
         spec.check(&base.info).map_err(|error| Problem::invalid("file", error.code, error.message))?;
-        methods::load(&files, &base.info)?;
+        methods::load(&files, &base)?;
         Ok((files, spec.type_name()))
     };
     tokio::task::spawn_blocking(work).await.map_err(Problem::internal)?

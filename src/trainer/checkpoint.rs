@@ -1,7 +1,8 @@
-//! What a run needs to go on bit for bit: the adapter in PEFT's files, `trainer.json`, and the moments in
-//! `trainer.safetensors`. Order and random numbers are functions of the seed and the step, so the step is the cursor.
+//! What a run needs to go on bit for bit: the adapter in PEFT's files (to serve), `trainer.json`, and
+//! `trainer.safetensors` with every variable (`w.`), its moments (`m.`, `v.`) and the method's own state (`s.`).
+//! Order and random numbers are functions of the seed and the step, so the step is the cursor.
 
-use candle_core::Var;
+use candle_core::{Tensor, Var};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -13,13 +14,13 @@ use super::{
 use crate::{
     data::Example,
     domain::{BaseInfo, Metrics, Snapshot, TrainSpec},
-    methods::{AdapterFiles, file},
+    methods::{Named, Trainable, file},
 };
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 const STATE: &str = "trainer.json";
-const MOMENTS: &str = "trainer.safetensors";
+const TENSORS: &str = "trainer.safetensors";
 
 /// What a run is: a checkpoint belongs to exactly one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -94,33 +95,28 @@ struct State {
 pub fn write(
     identity: &Identity,
     progress: &Progress,
-    adapter: AdapterFiles,
+    method: &dyn Trainable,
     variables: &[(String, Var)],
     optimiser: &AdamW,
 ) -> Result<Snapshot, TrainError> {
+    let adapter = method.export()?;
     let state = State { identity: identity.clone(), progress: progress.clone() };
     let state = serde_json::to_vec_pretty(&state).map_err(|error| TrainError::Checkpoint(error.to_string()))?;
-    let moments: Vec<_> = variables
-        .iter()
-        .zip(&optimiser.moments)
-        .flat_map(|((name, variable), moments)| {
-            let tensor =
-                |kind: &str, values: &[f32]| (format!("{kind}.{name}"), variable.dims().to_vec(), values.to_vec());
-            [tensor("m", &moments.m), tensor("v", &moments.v)]
-        })
-        .collect();
+    let mut tensors: Vec<Named> = Vec::with_capacity(3 * variables.len());
+    for ((name, variable), moments) in variables.iter().zip(&optimiser.moments) {
+        let values = variable.flatten_all()?.to_vec1()?;
+        for (kind, values) in [("w", values), ("m", moments.m.clone()), ("v", moments.v.clone())] {
+            tensors.push((format!("{kind}.{name}"), variable.dims().to_vec(), values));
+        }
+    }
+    tensors.extend(method.state().into_iter().map(|(name, shape, values)| (format!("s.{name}"), shape, values)));
     let files = vec![
         (CONFIG.to_owned(), adapter.config),
         (WEIGHTS.to_owned(), adapter.weights),
         (STATE.to_owned(), state),
-        (MOMENTS.to_owned(), file::tensor_bytes(&moments)),
+        (TENSORS.to_owned(), file::tensor_bytes(&tensors)),
     ];
     Ok(Snapshot { step: progress.step, files })
-}
-
-/// The adapter's two files in a checkpoint.
-pub fn adapter(snapshot: &Snapshot) -> Result<AdapterFiles, TrainError> {
-    Ok(AdapterFiles { config: file(snapshot, CONFIG)?.to_vec(), weights: file(snapshot, WEIGHTS)?.to_vec() })
 }
 
 /// The state of a checkpoint that belongs to this run.
@@ -137,17 +133,29 @@ pub fn progress(snapshot: &Snapshot, here: &Identity) -> Result<Progress, TrainE
     }
 }
 
-pub fn moments(snapshot: &Snapshot, variables: &[(String, Var)]) -> Result<Vec<Moments>, TrainError> {
-    let names: Vec<(String, Vec<usize>)> = variables
+/// Puts variables, moments and the method's state back to where they were.
+pub fn restore(
+    snapshot: &Snapshot,
+    method: &mut dyn Trainable,
+    variables: &[(String, Var)],
+    optimiser: &mut AdamW,
+) -> Result<(), TrainError> {
+    let bytes = file(snapshot, TENSORS)?;
+    let state = file::shapes(bytes)?.into_iter().filter(|(name, _)| name.starts_with("s."));
+    let mut names: Vec<(String, Vec<usize>)> = variables
         .iter()
-        .flat_map(|(name, variable)| ["m", "v"].map(|kind| (format!("{kind}.{name}"), variable.dims().to_vec())))
+        .flat_map(|(name, variable)| ["w", "m", "v"].map(|kind| (format!("{kind}.{name}"), variable.dims().to_vec())))
         .collect();
-    let mut values = file::tensors(file(snapshot, MOMENTS)?, &names)?.into_iter();
-    let mut moments = Vec::with_capacity(variables.len());
-    while let (Some(m), Some(v)) = (values.next(), values.next()) {
-        moments.push(Moments { m, v });
+    names.extend(state);
+    let mut values = file::tensors(bytes, &names)?.into_iter();
+    for ((_, variable), moments) in variables.iter().zip(&mut optimiser.moments) {
+        let (Some(w), Some(m), Some(v)) = (values.next(), values.next(), values.next()) else { break };
+        variable.set(&Tensor::from_vec(w, variable.shape(), variable.device())?)?;
+        *moments = Moments { m, v };
     }
-    Ok(moments)
+    let state = names.drain(3 * variables.len()..).zip(values);
+    let state = state.map(|((name, shape), values)| (name["s.".len()..].to_owned(), shape, values));
+    Ok(method.restore(state.collect())?)
 }
 
 fn file<'a>(snapshot: &'a Snapshot, name: &str) -> Result<&'a [u8], TrainError> {

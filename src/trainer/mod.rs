@@ -17,7 +17,7 @@ use std::{sync::Arc, thread};
 use crate::{
     data::Example,
     domain::{Metrics, Observer, Snapshot, TrainSpec},
-    methods::AdapterFiles,
+    methods::{AdapterFiles, MethodError},
     model::Base,
 };
 
@@ -31,6 +31,8 @@ pub struct Run<'a> {
     pub resume: Option<&'a Snapshot>,
     /// Begin with this adapter's values instead of fresh ones.
     pub start: Option<&'a AdapterFiles>,
+    /// Text to the base's token ids, for methods that begin as words.
+    pub tokenize: &'a (dyn Fn(&str) -> Result<Vec<u32>, MethodError> + Sync),
 }
 
 /// How a run ended.
@@ -58,7 +60,7 @@ pub enum TrainError {
     #[error("{0}")]
     Data(String),
     #[error(transparent)]
-    Method(#[from] crate::methods::MethodError),
+    Method(#[from] MethodError),
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
     /// The observer could not go on.

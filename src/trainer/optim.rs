@@ -5,6 +5,8 @@
 
 use candle_core::{Result, Tensor, Var, backprop::GradStore};
 
+use crate::methods::Trainable;
+
 const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
 const EPSILON: f64 = 1e-8;
@@ -63,17 +65,18 @@ impl AdamW {
         Self { moments, weight_decay }
     }
 
-    /// Step `t`, from 1. `decays` says which variables shrink.
+    /// Step `t`, from 1. The method says which variables shrink, and how fast each learns.
     pub fn update(
         &mut self,
         variables: &[(String, Var)],
         gradient: &Gradient,
         step: Step,
-        decays: impl Fn(&str) -> bool,
+        method: &dyn Trainable,
     ) -> Result<()> {
         for (i, (name, variable)) in variables.iter().enumerate() {
             let mut weights = variable.flatten_all()?.to_vec1::<f32>()?;
-            let decay = if decays(name) { self.weight_decay } else { 0.0 };
+            let decay = if method.decays(name) { self.weight_decay } else { 0.0 };
+            let step = Step { rate: step.rate * method.rate(name), ..step };
             step.apply(&mut weights, &gradient.values[i], &mut self.moments[i], decay);
             variable.set(&Tensor::from_vec(weights, variable.shape(), variable.device())?)?;
         }

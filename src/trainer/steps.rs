@@ -1,6 +1,6 @@
 //! The loop itself: from rows to optimiser steps, evaluations and checkpoints.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use candle_core::Var;
 
@@ -18,8 +18,8 @@ use super::{
 use crate::{
     data::Example,
     domain::{Control, Metrics, Observer, TrainSpec, spec::Precision},
-    methods::{self, Trainable},
-    model::{Base, Compute, Hook},
+    methods::{self, Start, Stepped, Trainable},
+    model::{Base, Compute},
 };
 
 pub struct Loop<'a> {
@@ -29,7 +29,6 @@ pub struct Loop<'a> {
     plan: Plan,
     identity: Identity,
     method: Box<dyn Trainable>,
-    hook: Arc<dyn Hook>,
     variables: Vec<(String, Var)>,
     optimiser: AdamW,
     progress: Progress,
@@ -43,6 +42,7 @@ struct Passes {
     correct: usize,
     trained: usize,
     tokens: usize,
+    figures: BTreeMap<String, f64>,
 }
 
 impl<'a> Loop<'a> {
@@ -50,28 +50,31 @@ impl<'a> Loop<'a> {
         let info = &run.base.info;
         let rows = Rows::choose(run, observer)?;
         let identity = Identity::new(run.spec, info, &rows.train, &rows.valid);
-        let method = match (run.resume, run.start) {
-            (Some(snapshot), _) => methods::resume(&checkpoint::adapter(snapshot)?, info)?,
-            (None, Some(files)) => methods::resume(files, info)?,
-            (None, None) => methods::create(&run.spec.adapter, info, run.spec.seed)?,
+        let plan = Plan::new(&run.spec.training, rows.train.len());
+        let mut method = match run.start {
+            Some(files) => methods::resume(files, &run.base)?,
+            None => {
+                let (seed, total_steps) = (run.spec.seed, plan.total_steps);
+                let start = Start { base: &run.base, seed, total_steps, tokenize: &|text| (run.tokenize)(text) };
+                methods::create(&run.spec.adapter, &start)?
+            }
         };
         let variables = method.variables();
         let mut optimiser = AdamW::new(&variables, run.spec.training.weight_decay);
-        let plan = Plan::new(&run.spec.training, rows.train.len());
         let mut progress = Progress { total_steps: plan.total_steps, ..Progress::default() };
         progress.metrics.total_steps = plan.total_steps;
         if let Some(snapshot) = run.resume {
             progress = checkpoint::progress(snapshot, &identity)?;
-            optimiser.moments = checkpoint::moments(snapshot, &variables)?;
+            checkpoint::restore(snapshot, method.as_mut(), &variables, &mut optimiser)?;
         }
         let compute = match run.spec.training.precision {
             Precision::Auto => run.base.auto_compute(),
             Precision::F32 => Compute::F32,
             Precision::Bf16 => Compute::Bf16,
         };
-        let (spec, base, hook) = (run.spec, run.base.computing(compute), method.hook());
+        let (spec, base) = (run.spec, run.base.computing(compute));
         let resumed = run.resume.is_some();
-        Ok(Self { spec, base, rows, plan, identity, method, hook, variables, optimiser, progress, resumed })
+        Ok(Self { spec, base, rows, plan, identity, method, variables, optimiser, progress, resumed })
     }
 
     /// To the end, or to where the observer says otherwise.
@@ -137,7 +140,9 @@ impl<'a> Loop<'a> {
         passes.gradient.clip(norm, self.spec.training.max_grad_norm);
         let rate = learning_rate(&self.spec.training, index, self.plan.total_steps);
         let update = Step { t: index + 1, rate };
-        self.optimiser.update(&self.variables, &passes.gradient, update, |name| self.method.decays(name))?;
+        self.optimiser.update(&self.variables, &passes.gradient, update, self.method.as_ref())?;
+        let (total_steps, gradients) = (self.plan.total_steps, passes.gradient.values.as_slice());
+        self.method.stepped(&Stepped { step: index, total_steps, gradients })?;
 
         self.progress.step += 1;
         self.progress.epoch = epoch;
@@ -153,6 +158,7 @@ impl<'a> Loop<'a> {
             tokens_per_second: Some(passes.tokens as f64 / begun.elapsed().as_secs_f64()),
             trained_tokens: Some(self.progress.trained_tokens),
             epoch: Some(epoch as f64 + places.end as f64 / self.rows.train.len() as f64),
+            figures: passes.figures,
             ..Metrics::default()
         };
         if self.is_evaluation_due(metrics.step) {
@@ -168,24 +174,35 @@ impl<'a> Loop<'a> {
         let trained: usize = rows.iter().map(|row| row.trained()).sum();
         let tokens = rows.iter().map(|row| row.ids.len()).sum();
         let gradient = Gradient::zero(&self.variables);
-        let mut passes = Passes { gradient, loss: 0.0, correct: 0, trained, tokens };
+        let mut passes = Passes { gradient, loss: 0.0, correct: 0, trained, tokens, figures: BTreeMap::new() };
+        let share = 1.0 / rows.len().div_ceil(self.plan.batch_size) as f64;
         for (i, micro) in rows.chunks(self.plan.batch_size).enumerate() {
             let key = order::pass_key(self.spec.seed, index, i as u64);
-            let found = cross_entropy(&self.base, &self.hook, micro, Some(key))?;
+            let hook = self.method.hook(Some(key))?;
+            let found = cross_entropy(&self.base, &hook, micro, Some(key))?;
             let loss = f64::from(found.loss.to_scalar::<f32>()?);
             if !loss.is_finite() {
                 return Err(diverged("loss", loss, index + 1));
             }
             passes.loss += loss / trained as f64;
             passes.correct += found.correct;
-            let gradients = found.loss.affine(1.0 / trained as f64, 0.0)?.backward()?;
-            passes.gradient.add(&self.variables, &gradients)?;
+            let mut objective = found.loss.affine(1.0 / trained as f64, 0.0)?;
+            // A mean over passes, where the loss is one over tokens.
+            if let Some(penalty) = hook.penalty()? {
+                *passes.figures.entry("penalty".to_owned()).or_default() +=
+                    share * f64::from(penalty.to_scalar::<f32>()?);
+                objective = (objective + penalty.affine(share, 0.0)?)?;
+            }
+            for (name, value) in hook.figures() {
+                *passes.figures.entry(name).or_default() += share * value;
+            }
+            passes.gradient.add(&self.variables, &objective.backward()?)?;
         }
         Ok(passes)
     }
 
     fn evaluate(&mut self, metrics: &mut Metrics) -> Result<(), TrainError> {
-        evaluate(&self.base, &self.hook, &self.rows.valid, self.plan.batch_size, metrics)?;
+        evaluate(&self.base, self.method.as_ref(), &self.rows.valid, self.plan.batch_size, metrics)?;
         let Some(loss) = metrics.full_valid_loss else { return Ok(()) };
         if !loss.is_finite() {
             return Err(diverged("validation loss", loss, metrics.step));
@@ -200,8 +217,8 @@ impl<'a> Loop<'a> {
     }
 
     fn checkpoint(&self, observer: &mut dyn Observer) -> Result<(), TrainError> {
-        let adapter = self.method.export()?;
-        let snapshot = checkpoint::write(&self.identity, &self.progress, adapter, &self.variables, &self.optimiser)?;
+        let method = self.method.as_ref();
+        let snapshot = checkpoint::write(&self.identity, &self.progress, method, &self.variables, &self.optimiser)?;
         observer.checkpoint(snapshot, &self.progress.metrics).map_err(TrainError::Observer)
     }
 }

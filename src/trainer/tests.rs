@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use candle_core::{Device, Tensor, Var};
 
@@ -8,7 +8,11 @@ use super::{
     plan::Plan,
     schedule::learning_rate,
 };
-use crate::domain::{BaseInfo, MethodSpec, Training, TrainingRequest, spec::Schedule};
+use crate::{
+    domain::{BaseInfo, MethodSpec, Training, TrainingRequest, spec::Schedule},
+    methods::{AdapterFiles, MethodError, Trainable},
+    model::{Frozen, Hook},
+};
 
 fn training() -> Training {
     let base = BaseInfo {
@@ -70,6 +74,23 @@ fn each_epoch_uses_each_row_once() {
     assert_eq!(Plan::new(&short, 13).total_steps, 4);
 }
 
+/// A method without wishes of its own.
+struct Plain;
+
+impl Trainable for Plain {
+    fn hook(&self, _: Option<u64>) -> candle_core::Result<Arc<dyn Hook>> {
+        Ok(Arc::new(Frozen))
+    }
+
+    fn variables(&self) -> Vec<(String, Var)> {
+        Vec::new()
+    }
+
+    fn export(&self) -> Result<AdapterFiles, MethodError> {
+        Ok(AdapterFiles::default())
+    }
+}
+
 /// Against the formula in double precision.
 #[test]
 fn adamw_follows_the_formula() {
@@ -86,7 +107,7 @@ fn adamw_follows_the_formula() {
         gradient.add(&variables, &loss.backward().unwrap()).unwrap();
         assert_eq!(gradient.values[0], values);
         let t = t as u64 + 1;
-        adam.update(&variables, &gradient, Step { t, rate }, |_| true).unwrap();
+        adam.update(&variables, &gradient, Step { t, rate }, &Plain).unwrap();
         for i in 0..3 {
             let g = f64::from(values[i]);
             m[i] = 0.9 * m[i] + 0.1 * g;

@@ -84,8 +84,8 @@ fn the_frozen_model_agrees() {
 #[test]
 fn first_gradients_agree() {
     let (base, rows) = (base(), rows());
-    let method = methods::resume(&adapter("lora_qv/adapter_init"), &base.info).unwrap();
-    let (_, loss) = forward(&base, &rows, Some(method.hook()));
+    let method = methods::resume(&adapter("lora_qv/adapter_init"), &base).unwrap();
+    let (_, loss) = forward(&base, &rows, Some(method.hook(None).unwrap()));
     let found = loss.affine(1.0 / trained(&rows), 0.0).unwrap().backward().unwrap();
     let expected = safetensors::load(fixture("lora_qv/grads0.safetensors"), &candle_core::Device::Cpu).unwrap();
     assert_eq!(expected.len(), method.variables().len());
@@ -124,7 +124,7 @@ fn twenty_steps_agree() {
 #[test]
 fn a_stored_adapter_gives_pefts_scores() {
     let (base, rows) = (base(), rows());
-    let hook = methods::load(&adapter("lora_qv/adapter_final"), &base.info).unwrap();
+    let hook = methods::load(&adapter("lora_qv/adapter_final"), &base).unwrap();
     let (hidden, _) = forward(&base, &rows, Some(hook.clone()));
     let found = base.logits(&hidden, Some(hook.as_ref())).unwrap();
     let expected = safetensors::load(fixture("lora_qv/eval_logits.safetensors"), &candle_core::Device::Cpu).unwrap();

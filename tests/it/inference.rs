@@ -14,7 +14,7 @@ use attune::{
         TokenLogprob,
     },
     jobs::publish_adapter,
-    methods::{self, AdapterFiles},
+    methods::AdapterFiles,
     model::Base,
     storage::{BlobStore, S3Settings, open},
     text::Text,
@@ -28,6 +28,7 @@ use crate::support::{
     quantised,
     store::Watched,
     tiny::{Random, Tiny, VOCAB},
+    training::create,
 };
 
 /// An engine on three bases: `dense`, `other` (other weights), and `quantised`.
@@ -73,8 +74,7 @@ impl Bench {
 
     /// A LoRA adapter with random values of about this size in every tensor.
     async fn lora_of_size(&self, base: &str, spec: Value, seed: u64, size: f32) -> AdapterRef {
-        let info = &self.base(base).info;
-        let method = methods::create(&MethodSpec::from_json(&spec).unwrap(), info, seed).unwrap();
+        let method = create(&MethodSpec::from_json(&spec).unwrap(), self.base(base), seed);
         let mut random = Random(seed);
         for (_, variable) in method.variables() {
             let values: Vec<f32> = (0..variable.elem_count()).map(|_| size * random.normal()).collect();

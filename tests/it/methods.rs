@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::support::{
     quantised,
     tiny::{Random, Tiny},
-    training::{From, finish, rows, spec},
+    training::{From, create, finish, rows, spec},
 };
 
 /// A method, and what it cannot promise.
@@ -77,7 +77,7 @@ fn shake(method: &dyn Trainable, seed: u64) {
 }
 
 fn shaken(spec: &MethodSpec, base: &Base, seed: u64) -> Box<dyn Trainable> {
-    let method = methods::create(spec, &base.info, 1).unwrap();
+    let method = create(spec, base, 1);
     shake(method.as_ref(), seed);
     method
 }
@@ -85,11 +85,11 @@ fn shaken(spec: &MethodSpec, base: &Base, seed: u64) -> Box<dyn Trainable> {
 #[test]
 fn a_fresh_adapter_is_the_base_and_comes_from_its_seed() {
     each(|row, spec, base| {
-        let fresh = methods::create(spec, &base.info, 3).unwrap();
+        let fresh = create(spec, base, 3);
         let alone = hidden(base, &[(&TOKENS, None)]);
-        assert_eq!(with(base, fresh.hook()) == alone, row.fresh_is_base);
-        assert_ne!(with(base, shaken(spec, base, 4).hook()), alone);
-        let files = |seed| methods::create(spec, &base.info, seed).unwrap().export().unwrap();
+        assert_eq!(with(base, fresh.hook(None).unwrap()) == alone, row.fresh_is_base);
+        assert_ne!(with(base, shaken(spec, base, 4).hook(None).unwrap()), alone);
+        let files = |seed| create(spec, base, seed).export().unwrap();
         assert_eq!(files(3), fresh.export().unwrap());
         assert_ne!(files(4).weights, files(3).weights);
         let count: usize = fresh.variables().iter().map(|(_, variable)| variable.elem_count()).sum();
@@ -118,7 +118,7 @@ fn lora_is_as_strong_as_alpha_by_rank() {
             let merged = (linear.dequantize().unwrap() + delta).unwrap();
             let expected = x.matmul(&merged.t().unwrap()).unwrap();
             let at = attune::model::At { layer: target.layer, lengths: &[5], train: None };
-            let found = method.hook().linear(at, target.site, &x, linear).unwrap();
+            let found = method.hook(None).unwrap().linear(at, target.site, &x, linear).unwrap();
             let apart = (found - expected).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
             assert!(apart.to_scalar::<f32>().unwrap() < 2e-4, "{path}: {apart}");
         }
@@ -130,9 +130,9 @@ fn a_stored_adapter_is_the_same_to_the_bit() {
     each(|_, spec, base| {
         let method = shaken(spec, base, 5);
         let files = method.export().unwrap();
-        let loaded = methods::load(&files, &base.info).unwrap();
-        assert_eq!(with(base, loaded), with(base, method.hook()));
-        let resumed = methods::resume(&files, &base.info).unwrap();
+        let loaded = methods::load(&files, base).unwrap();
+        assert_eq!(with(base, loaded), with(base, method.hook(None).unwrap()));
+        let resumed = methods::resume(&files, base).unwrap();
         assert_eq!(resumed.export().unwrap(), files);
         // The config stands for the same modules, ranks and scales.
         let (MethodSpec::Lora(there), MethodSpec::Lora(here)) = (methods::spec_of(&files).unwrap(), spec);
@@ -166,7 +166,7 @@ fn every_variable_learns_and_the_base_stays() {
         let moments = &recorder.snapshots.last().unwrap().files[3];
         assert_eq!(moments.0, "trainer.safetensors");
         let moments = safetensors::load_buffer(&moments.1, &Device::Cpu).unwrap();
-        let variables = methods::create(&two.adapter, &base.info, 1).unwrap().variables();
+        let variables = create(&two.adapter, base, 1).variables();
         assert!(variables.iter().any(|(name, _)| name.contains("layers.0.")));
         for (name, _) in variables {
             let largest = moments[&format!("m.{name}")].abs().unwrap().flatten_all().unwrap().max(0).unwrap();
@@ -178,7 +178,7 @@ fn every_variable_learns_and_the_base_stays() {
 #[test]
 fn rows_of_two_adapters_and_the_base_do_not_mix() {
     each(|_, spec, base| {
-        let load = |seed| methods::load(&shaken(spec, base, seed).export().unwrap(), &base.info).unwrap();
+        let load = |seed| methods::load(&shaken(spec, base, seed).export().unwrap(), base).unwrap();
         let (a, b) = (load(10), load(11));
         let sequences: [Carried; 4] = [
             (&TOKENS[..5], Some(a.clone())),
@@ -197,7 +197,7 @@ fn files_that_do_not_fit_are_refused_by_name() {
     let base = &bases()[0];
     let spec = MethodSpec::from_json(&json!({"r": 3, "alpha": 7})).unwrap();
     let files = shaken(&spec, base, 12).export().unwrap();
-    let refusal = |files: &AdapterFiles| match methods::load(files, &base.info) {
+    let refusal = |files: &AdapterFiles| match methods::load(files, base) {
         Err(error @ (MethodError::Mismatch(_) | MethodError::Unsupported(_))) => error.to_string(),
         Err(error) => panic!("{error:?}"),
         Ok(_) => panic!("the files were taken"),
@@ -230,7 +230,7 @@ fn files_that_do_not_fit_are_refused_by_name() {
     for (key, value) in
         [("base_model_name_or_path", Value::Null), ("some_new_key", json!(3)), ("corda_config", Value::Null)]
     {
-        methods::load(&config(key, value), &base.info).unwrap();
+        methods::load(&config(key, value), base).unwrap();
     }
 
     let tensors = safetensors::load_buffer(&files.weights, &Device::Cpu).unwrap();
@@ -256,5 +256,5 @@ fn files_that_do_not_fit_are_refused_by_name() {
         tensors.values_mut().for_each(|tensor| *tensor = tensor.to_dtype(candle_core::DType::BF16).unwrap());
         drop(tensors.insert(victim.into(), tensors[victim].zeros_like().unwrap()));
     });
-    methods::load(&half, &base.info).unwrap();
+    methods::load(&half, base).unwrap();
 }

@@ -191,7 +191,15 @@ fn validation_stops_a_run_that_only_memorises() {
     let training = json!({"n_epochs": 60, "batch_size": 2, "learning_rate": 2e-2, "early_stopping": {"patience": 2}});
     let spec = spec(&base, json!({"r": 3, "alpha": 7}), training);
     let mut recorder = Recorder::default();
-    let run = Run { spec: &spec, base: base.clone(), train: &train_rows, valid: &valid, resume: None, start: None };
+    let run = Run {
+        spec: &spec,
+        base: base.clone(),
+        train: &train_rows,
+        valid: &valid,
+        resume: None,
+        start: None,
+        tokenize: &|_| Ok(Vec::new()),
+    };
     assert!(matches!(train(run, &mut recorder).unwrap(), Outcome::Finished { .. }));
     let losses: Vec<f64> = recorder.metrics.iter().map(|metrics| metrics.full_valid_loss.unwrap()).collect();
     let n = losses.len();

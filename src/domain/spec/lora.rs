@@ -5,7 +5,7 @@ use regex::Regex;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{
-    SpecError,
+    Card, Knobs, SpecError,
     read::out_of_range,
     targets::{Targets, no_match, suffix},
 };
@@ -76,11 +76,16 @@ pub struct LoraTarget {
     pub scale: f64,
 }
 
-impl LoraSpec {
-    /// Other spellings in requests.
-    pub const ALIASES: super::read::Aliases = &[("alpha", "lora_alpha"), ("dropout", "lora_dropout")];
+impl Knobs for LoraSpec {
+    fn aliases() -> super::read::Aliases {
+        &[("alpha", "lora_alpha"), ("dropout", "lora_dropout")]
+    }
 
-    pub fn check(&self, base: &BaseInfo) -> Result<(), SpecError> {
+    fn learning_rate(&self) -> f64 {
+        2e-4
+    }
+
+    fn check(&self, base: &BaseInfo) -> Result<(), SpecError> {
         if self.r == 0 {
             return Err(out_of_range("adapter.r", self.r, "at least 1"));
         }
@@ -101,7 +106,7 @@ impl LoraSpec {
         targets.iter().try_for_each(|target| self.check_rank(base, target))
     }
 
-    pub fn trainable(&self, base: &BaseInfo) -> u64 {
+    fn trainable(&self, base: &BaseInfo) -> u64 {
         let values = |target: &LoraTarget| {
             let (outputs, inputs) = base.shape(target.site);
             target.r as u64 * (outputs + inputs) as u64
@@ -109,6 +114,20 @@ impl LoraSpec {
         self.targets(base).map_or(0, |targets| targets.iter().map(values).sum())
     }
 
+    fn card(&self) -> Card {
+        Card {
+            definition: "Two low-rank matrices beside each targeted linear: y = x Wᵀ + (alpha / r) · (x Aᵀ) Bᵀ \
+                         (arXiv 2106.09685); with use_rslora the scale is alpha / √r (arXiv 2312.03732).",
+            choose_when: "You have demonstrations and want the best quality for its cost. The default.",
+            avoid_when: "Thousands of tenants need adapters of a few kilobytes.",
+            inference_overhead: "2r (in + out) multiplications a token and linear; none once merged.",
+            mergeable: true,
+            file_format: "LORA",
+        }
+    }
+}
+
+impl LoraSpec {
     /// The linears that are changed, in the order of the forward pass.
     pub fn targets(&self, base: &BaseInfo) -> Result<Vec<LoraTarget>, SpecError> {
         let include = self.target_modules.matcher("adapter.target_modules")?;

@@ -1,6 +1,7 @@
 //! What a job trains: the method (how the change is parametrised), the objective, and the loop's settings.
 //! Every `auto` is filled in before a spec is stored, so that a run can be repeated exactly.
 
+mod card;
 mod lora;
 mod objective;
 mod read;
@@ -10,9 +11,10 @@ mod targets;
 mod tests;
 mod training;
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
 
+pub use card::Card;
 pub use lora::{LoraInit, LoraInitName, LoraSpec, LoraTarget};
 pub use objective::ObjectiveSpec;
 pub use request::{Hyperparameters, TrainingRequest};
@@ -39,11 +41,14 @@ impl SpecError {
     }
 }
 
-/// Methods that can be trained.
-const KNOWN: [&str; 1] = ["lora"];
+/// Reads a request's `adapter` object as one method's knobs.
+type Read = fn(&Value) -> Result<MethodSpec, SpecError>;
+
+/// Methods that can be trained, by the `type` in requests.
+const METHODS: &[(&str, Read)] = &[("lora", |value| read_as(value, MethodSpec::Lora))];
 
 /// Methods that the wire knows and that cannot be trained yet.
-const PLANNED: [&str; 12] = [
+const PLANNED: &[&str] = &[
     "qlora",
     "adalora",
     "dora",
@@ -71,7 +76,43 @@ impl Default for MethodSpec {
     }
 }
 
+/// What every method's knobs answer.
+pub trait Knobs {
+    /// Other spellings in requests.
+    fn aliases() -> read::Aliases
+    where
+        Self: Sized,
+    {
+        &[]
+    }
+
+    /// The learning rate that a job gets when it names none.
+    fn learning_rate(&self) -> f64;
+
+    /// Ranges, and what needs the base: rank against shapes, targets that match nothing.
+    fn check(&self, base: &BaseInfo) -> Result<(), SpecError>;
+
+    /// The number of trained values on this base.
+    fn trainable(&self, base: &BaseInfo) -> u64;
+
+    /// What users read before they choose.
+    fn card(&self) -> Card;
+}
+
+fn read_as<T>(value: &Value, variant: fn(T) -> MethodSpec) -> Result<MethodSpec, SpecError>
+where
+    T: Knobs + Default + Serialize + DeserializeOwned,
+{
+    read::object(value, "adapter", T::aliases(), "type").map(variant)
+}
+
 impl MethodSpec {
+    fn knobs(&self) -> &dyn Knobs {
+        match self {
+            MethodSpec::Lora(spec) => spec,
+        }
+    }
+
     /// The `type` in requests.
     pub fn type_name(&self) -> &'static str {
         match self {
@@ -79,11 +120,14 @@ impl MethodSpec {
         }
     }
 
+    /// Each method with its defaults.
+    pub fn all() -> Vec<Self> {
+        METHODS.iter().filter_map(|(_, read)| read(&json!({})).ok()).collect()
+    }
+
     /// The learning rate that a job gets when it names none.
     pub fn default_learning_rate(&self) -> f64 {
-        match self {
-            MethodSpec::Lora(_) => 2e-4,
-        }
+        self.knobs().learning_rate()
     }
 
     /// Reads the request's `adapter` object; unknown fields and types are errors by name. Without a `type`, LoRA.
@@ -94,32 +138,31 @@ impl MethodSpec {
             Some(Value::String(name)) => name,
             Some(_) => return Err(SpecError::new("adapter.type", "spec_invalid_type", "adapter.type is not a string")),
         };
-        match name {
-            "lora" => Ok(MethodSpec::Lora(read::object(value, "adapter", LoraSpec::ALIASES, "type")?)),
-            planned if PLANNED.contains(&planned) => {
-                let message = format!("the method {planned} is not available yet; available is {}", KNOWN.join(", "));
-                Err(SpecError::new("adapter.type", "spec_unsupported", message))
-            }
-            unknown => {
-                let message =
-                    format!("unknown method {unknown}; known are {}, {}", KNOWN.join(", "), PLANNED.join(", "));
-                Err(SpecError::new("adapter.type", "spec_unknown_type", message))
-            }
+        if let Some((_, read)) = METHODS.iter().find(|(known, _)| *known == name) {
+            return read(value);
         }
+        let known: Vec<&str> = METHODS.iter().map(|(name, _)| *name).collect();
+        Err(if PLANNED.contains(&name) {
+            let message = format!("the method {name} is not available yet; available are {}", known.join(", "));
+            SpecError::new("adapter.type", "spec_unsupported", message)
+        } else {
+            let message = format!("unknown method {name}; known are {}, {}", known.join(", "), PLANNED.join(", "));
+            SpecError::new("adapter.type", "spec_unknown_type", message)
+        })
     }
 
     /// Ranges, and what needs the base: rank against shapes, targets that match nothing.
     pub fn check(&self, base: &BaseInfo) -> Result<(), SpecError> {
-        match self {
-            MethodSpec::Lora(lora) => lora.check(base),
-        }
+        self.knobs().check(base)
     }
 
     /// The number of trained values on this base.
     pub fn trainable(&self, base: &BaseInfo) -> u64 {
-        match self {
-            MethodSpec::Lora(lora) => lora.trainable(base),
-        }
+        self.knobs().trainable(base)
+    }
+
+    pub fn card(&self) -> Card {
+        self.knobs().card()
     }
 }
 

@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
 
-use super::{AdapterFiles, MethodError, Trainable, file};
+use super::{AdapterFiles, Method, MethodError, Start, Trainable, file};
 use crate::{
     domain::{BaseInfo, LoraSpec, spec::LoraTarget},
-    model::Hook,
+    model::{Base, Hook},
 };
 use layer::{Lora, LowRank};
 
@@ -26,31 +26,34 @@ struct Training {
     hook: Arc<Lora>,
 }
 
-pub fn create(spec: &LoraSpec, base: &BaseInfo, seed: u64) -> Result<Box<dyn Trainable>, MethodError> {
-    let targets = targets(spec, base)?;
-    let values = targets.iter().flat_map(|target| {
-        let (a, b) = init::values(&spec.init_lora_weights, target, base, seed);
-        [a, b]
-    });
-    train(spec, base, &targets, values.collect())
-}
+impl Method for LoraSpec {
+    fn create(&self, start: &Start) -> Result<Box<dyn Trainable>, MethodError> {
+        let base = &start.base.info;
+        let targets = targets(self, base)?;
+        let values = targets.iter().flat_map(|target| {
+            let (a, b) = init::values(&self.init_lora_weights, target, base, start.seed);
+            [a, b]
+        });
+        train(self, base, &targets, values.collect())
+    }
 
-pub fn resume(spec: &LoraSpec, files: &AdapterFiles, base: &BaseInfo) -> Result<Box<dyn Trainable>, MethodError> {
-    let targets = targets(spec, base)?;
-    let values = file::tensors(&files.weights, &names(&targets, base))?;
-    train(spec, base, &targets, values)
-}
+    fn resume(&self, files: &AdapterFiles, base: &Base) -> Result<Box<dyn Trainable>, MethodError> {
+        let targets = targets(self, &base.info)?;
+        let values = file::tensors(&files.weights, &names(&targets, &base.info))?;
+        train(self, &base.info, &targets, values)
+    }
 
-pub fn load(spec: &LoraSpec, files: &AdapterFiles, base: &BaseInfo) -> Result<Arc<dyn Hook>, MethodError> {
-    let targets = targets(spec, base)?;
-    let names = names(&targets, base);
-    let values = file::tensors(&files.weights, &names)?;
-    let tensors: Vec<Tensor> = values
-        .into_iter()
-        .zip(&names)
-        .map(|(values, (_, shape))| Tensor::from_vec(values, shape.as_slice(), &Device::Cpu))
-        .collect::<Result<_, _>>()?;
-    Ok(Arc::new(hook(spec, base, &targets, &tensors)))
+    fn load(&self, files: &AdapterFiles, base: &Base) -> Result<Arc<dyn Hook>, MethodError> {
+        let targets = targets(self, &base.info)?;
+        let names = names(&targets, &base.info);
+        let values = file::tensors(&files.weights, &names)?;
+        let tensors: Vec<Tensor> = values
+            .into_iter()
+            .zip(&names)
+            .map(|(values, (_, shape))| Tensor::from_vec(values, shape.as_slice(), &Device::Cpu))
+            .collect::<Result<_, _>>()?;
+        Ok(Arc::new(hook(self, &base.info, &targets, &tensors)))
+    }
 }
 
 /// What the spec targets; the rank is checked again, because a file's config is from outside.
@@ -118,8 +121,8 @@ fn train(
 }
 
 impl Trainable for Training {
-    fn hook(&self) -> Arc<dyn Hook> {
-        self.hook.clone()
+    fn hook(&self, _: Option<u64>) -> Result<Arc<dyn Hook>, candle_core::Error> {
+        Ok(self.hook.clone())
     }
 
     fn variables(&self) -> Vec<(String, Var)> {

@@ -6,21 +6,21 @@ use std::{
 };
 
 use attune::{
-    domain::{BaseInfo, Site},
+    domain::Site,
     inference::Lease,
     methods::{self, AdapterFiles, MethodError},
-    model::{At, Hook, Linear},
+    model::{At, Base, Hook, Linear},
 };
 use candle_core::{Result, Tensor, bail};
 
 /// Faults by their name, and every other adapter as it is.
-pub fn load(files: &AdapterFiles, info: &BaseInfo) -> std::result::Result<Lease, MethodError> {
+pub fn load(files: &AdapterFiles, base: &Base) -> std::result::Result<Lease, MethodError> {
     let fault = match files.config.as_slice() {
         b"panics" => Fault::Panics,
         b"panics while decoding" => Fault::PanicsWhileDecoding,
         b"fails" => Fault::Fails,
         name if name.starts_with(b"holds") => Fault::Holds(Latch::named(std::str::from_utf8(name).unwrap())),
-        _ => return methods::load(files, info),
+        _ => return methods::load(files, base),
     };
     Ok(Arc::new(fault))
 }

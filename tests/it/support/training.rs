@@ -5,7 +5,7 @@ use std::sync::Arc;
 use attune::{
     data::Example,
     domain::{Control, MethodSpec, Metrics, ObjectiveSpec, Observer, Snapshot, TrainSpec, Training, TrainingRequest},
-    methods::AdapterFiles,
+    methods::{self, AdapterFiles, MethodError, Start, Trainable},
     model::Base,
     trainer::{Outcome, Run, TrainError, train},
 };
@@ -80,6 +80,16 @@ impl Observer for Recorder {
     }
 }
 
+/// The tiny models' tokenizer.
+fn bytes(text: &str) -> Result<Vec<u32>, MethodError> {
+    Ok(text.bytes().map(u32::from).collect())
+}
+
+/// A fresh adapter of a run of 20 steps.
+pub fn create(spec: &MethodSpec, base: &Base, seed: u64) -> Box<dyn Trainable> {
+    methods::create(spec, &Start { base, seed, total_steps: 20, tokenize: &bytes }).unwrap()
+}
+
 /// Where a run begins.
 #[derive(Clone, Copy, Default)]
 pub struct From<'a> {
@@ -94,7 +104,15 @@ pub fn run(
     from: From,
     recorder: &mut Recorder,
 ) -> Result<Outcome, TrainError> {
-    let run = Run { spec, base: base.clone(), train: rows, valid: &[], resume: from.resume, start: from.start };
+    let run = Run {
+        spec,
+        base: base.clone(),
+        train: rows,
+        valid: &[],
+        resume: from.resume,
+        start: from.start,
+        tokenize: &bytes,
+    };
     train(run, recorder)
 }
 
