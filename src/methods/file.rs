@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Map, Value, json};
 
 pub use crate::formats::safetensors::write as tensor_bytes;
 use crate::formats::{Storage, TensorView, safetensors::Safetensors};
@@ -38,12 +39,34 @@ pub fn config_bytes(fields: &BTreeMap<&str, Value>) -> Vec<u8> {
 }
 
 /// Reads `adapter_config.json` as an object.
-pub fn config(files: &AdapterFiles) -> Result<serde_json::Map<String, Value>, MethodError> {
+pub fn config(files: &AdapterFiles) -> Result<Map<String, Value>, MethodError> {
     match serde_json::from_slice(&files.config) {
         Ok(Value::Object(fields)) => Ok(fields),
         Ok(_) => Err(MethodError::Mismatch("adapter_config.json is not a JSON object".into())),
         Err(error) => Err(MethodError::Mismatch(format!("adapter_config.json: {error}"))),
     }
+}
+
+/// A config's value, none where it is left out or null.
+pub fn field<T: DeserializeOwned>(config: &Map<String, Value>, key: &str) -> Result<Option<T>, MethodError> {
+    let Some(value) = config.get(key) else { return Ok(None) };
+    Option::<T>::deserialize(value)
+        .map_err(|error| MethodError::Mismatch(format!("adapter_config.json: {key}: {error}")))
+}
+
+/// Whether a config's value is more than null, false or empty.
+pub fn says_something(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Object(fields) => !fields.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        _ => true,
+    }
+}
+
+/// Whole numbers without a fraction, as PEFT writes them.
+pub fn number(value: f64) -> Value {
+    if value.fract() == 0.0 && value.abs() < 9e15 { json!(value as i64) } else { json!(value) }
 }
 
 /// Reads exactly the tensors that `expected` lists, as F32, in its order. A missing or unexpected tensor, another

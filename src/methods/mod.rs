@@ -1,5 +1,6 @@
 //! Fine-tuning methods: one folder each, beside each other, in PEFT's file format.
 
+mod dropout;
 pub mod file;
 pub mod lora;
 
@@ -12,6 +13,7 @@ use crate::{
     model::{Base, Hook},
 };
 
+use dropout::dropout;
 pub use file::{AdapterFiles, MethodError};
 
 /// What a fresh adapter may look at.

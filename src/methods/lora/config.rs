@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -10,7 +9,10 @@ use crate::{
         BaseInfo, LoraSpec,
         spec::{ALL_LINEAR, LoraInit, LoraInitName, Targets},
     },
-    methods::MethodError,
+    methods::{
+        MethodError,
+        file::{field, number, says_something},
+    },
 };
 
 /// Keys that change the arithmetic or the base when they say anything: refused by name.
@@ -101,15 +103,6 @@ pub fn read(config: &Map<String, Value>) -> Result<LoraSpec, MethodError> {
     })
 }
 
-fn says_something(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => false,
-        Value::Object(fields) => !fields.is_empty(),
-        Value::Array(items) => !items.is_empty(),
-        _ => true,
-    }
-}
-
 fn layers_pattern_is_ours(config: &Map<String, Value>) -> bool {
     match config.get("layers_pattern") {
         Some(Value::String(text)) => text == "layers",
@@ -137,12 +130,6 @@ fn layers(config: &Map<String, Value>) -> Result<Option<Vec<usize>>, MethodError
     }
 }
 
-fn field<T: DeserializeOwned>(config: &Map<String, Value>, key: &str) -> Result<Option<T>, MethodError> {
-    let Some(value) = config.get(key) else { return Ok(None) };
-    Option::<T>::deserialize(value)
-        .map_err(|error| MethodError::Mismatch(format!("adapter_config.json: {key}: {error}")))
-}
-
 /// PEFT resolves `all-linear` before it saves; lists are sorted, because PEFT's order is that of a set.
 fn modules(targets: &Targets) -> Value {
     let mut names: Vec<String> = match targets {
@@ -157,9 +144,4 @@ fn modules(targets: &Targets) -> Value {
 
 fn short(module: &str) -> String {
     module.rsplit('.').next().unwrap_or(module).to_owned()
-}
-
-/// Whole numbers without a fraction, as PEFT writes them.
-fn number(value: f64) -> Value {
-    if value.fract() == 0.0 && value.abs() < 9e15 { json!(value as i64) } else { json!(value) }
 }

@@ -6,7 +6,8 @@
 use candle_core::{Result, Tensor};
 
 use crate::{
-    domain::{Site, rng::Stream},
+    domain::Site,
+    methods::dropout,
     model::{At, Hook, Linear, ops},
 };
 
@@ -47,15 +48,9 @@ impl Lora {
         self.layers.get(at.layer)?.get(site as usize)?.as_ref()
     }
 
-    /// x with dropout; none where there is nothing to drop. The mask is a function of the pass's key and the place,
-    /// so that a resumed run draws the same one.
+    /// x with dropout; none where there is nothing to drop.
     fn dropped(&self, at: At, site: Site, x: &Tensor) -> Result<Option<Tensor>> {
-        let Some(key) = at.train.filter(|_| self.dropout > 0.0) else { return Ok(None) };
-        let stream = Stream::new(key, (at.layer * Site::LAYER.len() + site as usize) as u64);
-        let kept = (1.0 / (1.0 - self.dropout)) as f32;
-        let mask: Vec<f32> =
-            stream.uniforms(x.elem_count()).map(|u| if f64::from(u) < self.dropout { 0.0 } else { kept }).collect();
-        Ok(Some((x * Tensor::from_vec(mask, x.shape(), x.device())?)?))
+        dropout(x, self.dropout, at.train, (at.layer * Site::LAYER.len() + site as usize) as u64)
     }
 }
 
