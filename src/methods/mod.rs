@@ -1,5 +1,6 @@
 //! Fine-tuning methods: one folder each, beside each other, in PEFT's file format.
 
+mod config;
 mod dropout;
 pub mod file;
 pub mod lora;
@@ -47,12 +48,6 @@ pub trait Trainable: Send + Sync {
 
     /// Every trained tensor under a name of its own, in a fixed order; as in the PEFT file where that has it.
     fn variables(&self) -> Vec<(String, Var)>;
-
-    /// Whether weight decay applies to a variable (never to IA3 vectors, DoRA magnitudes, prompts, gates).
-    fn decays(&self, name: &str) -> bool {
-        let _ = name;
-        true
-    }
 
     /// A variable's learning rate as a multiple of the run's (LoRA+).
     fn rate(&self, name: &str) -> f64 {

@@ -65,7 +65,8 @@ impl AdamW {
         Self { moments, weight_decay }
     }
 
-    /// Step `t`, from 1. The method says which variables shrink, and how fast each learns.
+    /// Step `t`, from 1. The method says how fast each variable learns. Weight decay shrinks every variable, as one
+    /// parameter group of PyTorch's does: it is 0 unless the job asks for it.
     pub fn update(
         &mut self,
         variables: &[(String, Var)],
@@ -75,9 +76,8 @@ impl AdamW {
     ) -> Result<()> {
         for (i, (name, variable)) in variables.iter().enumerate() {
             let mut weights = variable.flatten_all()?.to_vec1::<f32>()?;
-            let decay = if method.decays(name) { self.weight_decay } else { 0.0 };
             let step = Step { rate: step.rate * method.rate(name), ..step };
-            step.apply(&mut weights, &gradient.values[i], &mut self.moments[i], decay);
+            step.apply(&mut weights, &gradient.values[i], &mut self.moments[i], self.weight_decay);
             variable.set(&Tensor::from_vec(weights, variable.shape(), variable.device())?)?;
         }
         Ok(())

@@ -2,12 +2,12 @@
 
 use indexmap::IndexMap;
 use regex::Regex;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use super::{
     Card, Knobs, SpecError,
-    read::out_of_range,
-    targets::{Targets, no_match, suffix},
+    read::{out_of_range, positive},
+    targets::{Selection, Targets, no_match, suffix},
 };
 use crate::domain::{BaseInfo, Site};
 
@@ -44,7 +44,7 @@ pub struct LoraSpec {
     pub rank_pattern: IndexMap<String, usize>,
     pub alpha_pattern: IndexMap<String, f64>,
     /// Only these decoder layers.
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(deserialize_with = "super::targets::one_or_many")]
     pub layers_to_transform: Option<Vec<usize>>,
 }
 
@@ -96,12 +96,8 @@ impl Knobs for LoraSpec {
         if !(0.0..1.0).contains(&self.lora_dropout) {
             return Err(out_of_range("adapter.lora_dropout", self.lora_dropout, "at least 0 and below 1"));
         }
-        self.target_modules.check(base, "adapter.target_modules")?;
-        self.check_layers(base)?;
+        self.selection().check(base)?;
         let targets = self.targets(base)?;
-        if targets.is_empty() {
-            return Err(no_match("adapter.target_modules", "what exclude_modules and layers_to_transform leave", base));
-        }
         self.check_patterns(base, &targets)?;
         targets.iter().try_for_each(|target| self.check_rank(base, target))
     }
@@ -128,42 +124,26 @@ impl Knobs for LoraSpec {
 }
 
 impl LoraSpec {
-    /// The linears that are changed, in the order of the forward pass.
-    pub fn targets(&self, base: &BaseInfo) -> Result<Vec<LoraTarget>, SpecError> {
-        let include = self.target_modules.matcher("adapter.target_modules")?;
-        let exclude = self.exclude_modules.as_ref().map(|t| t.matcher("adapter.exclude_modules")).transpose()?;
-        let ranks = patterns(&self.rank_pattern, "adapter.rank_pattern")?;
-        let alphas = patterns(&self.alpha_pattern, "adapter.alpha_pattern")?;
-        let wanted = |layer: usize, path: &str| {
-            !exclude.as_ref().is_some_and(|exclude| exclude.matches(path))
-                && self.layers_to_transform.as_ref().is_none_or(|layers| layers.contains(&layer))
-                && include.matches(path)
-        };
-        let targets = base.linears().filter_map(|(layer, site)| {
-            let path = site.path(layer);
-            wanted(layer, &path).then(|| {
-                let r = first(&ranks, &path).unwrap_or(self.r);
-                let alpha = first(&alphas, &path).unwrap_or(self.lora_alpha);
-                let divisor = if self.use_rslora { (r as f64).sqrt() } else { r as f64 };
-                LoraTarget { layer, site, r, alpha, scale: alpha / divisor }
-            })
-        });
-        Ok(targets.collect())
+    fn selection(&self) -> Selection<'_> {
+        Selection {
+            include: &self.target_modules,
+            exclude: self.exclude_modules.as_ref(),
+            layers: self.layers_to_transform.as_deref(),
+        }
     }
 
-    fn check_layers(&self, base: &BaseInfo) -> Result<(), SpecError> {
-        let param = "adapter.layers_to_transform";
-        let Some(layers) = &self.layers_to_transform else { return Ok(()) };
-        if let Some(layer) = layers.iter().find(|layer| **layer >= base.layers) {
-            return Err(out_of_range(param, layer, &format!("below the {} layers of {}", base.layers, base.id)));
-        }
-        match &self.target_modules {
-            Targets::Pattern(text) if text != super::targets::ALL_LINEAR => {
-                let message = "layers_to_transform cannot stand beside a regular expression in target_modules";
-                Err(SpecError::new(param, "spec_conflict", message))
-            }
-            _ => Ok(()),
-        }
+    /// The linears that are changed, in the order of the forward pass.
+    pub fn targets(&self, base: &BaseInfo) -> Result<Vec<LoraTarget>, SpecError> {
+        let ranks = patterns(&self.rank_pattern, "adapter.rank_pattern")?;
+        let alphas = patterns(&self.alpha_pattern, "adapter.alpha_pattern")?;
+        let targets = self.selection().linears(base)?.into_iter().map(|(layer, site)| {
+            let path = site.path(layer);
+            let r = first(&ranks, &path).unwrap_or(self.r);
+            let alpha = first(&alphas, &path).unwrap_or(self.lora_alpha);
+            let divisor = if self.use_rslora { (r as f64).sqrt() } else { r as f64 };
+            LoraTarget { layer, site, r, alpha, scale: alpha / divisor }
+        });
+        Ok(targets.collect())
     }
 
     /// Every key must say something about a targeted module.
@@ -194,27 +174,10 @@ impl LoraSpec {
     }
 }
 
-fn positive(param: &str, value: f64) -> Result<(), SpecError> {
-    if value.is_finite() && value > 0.0 { Ok(()) } else { Err(out_of_range(param, value, "above 0")) }
-}
-
 fn patterns<T: Copy>(map: &IndexMap<String, T>, param: &str) -> Result<Vec<(Regex, T)>, SpecError> {
     map.iter().map(|(key, value)| Ok((suffix(key, param)?, *value))).collect()
 }
 
 fn first<T: Copy>(patterns: &[(Regex, T)], path: &str) -> Option<T> {
     patterns.iter().find(|(regex, _)| regex.is_match(path)).map(|(_, value)| *value)
-}
-
-fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<usize>>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "expected a layer's number or a list of them")]
-    enum Layers {
-        One(usize),
-        Many(Vec<usize>),
-    }
-    Ok(Option::<Layers>::deserialize(deserializer)?.map(|layers| match layers {
-        Layers::One(layer) => vec![layer],
-        Layers::Many(layers) => layers,
-    }))
 }

@@ -56,3 +56,7 @@ pub fn join(path: &str, field: &str) -> String {
 pub fn out_of_range(param: &str, value: impl std::fmt::Display, limits: &str) -> SpecError {
     SpecError::new(param, "spec_out_of_range", format!("{param} is {value}; it must be {limits}"))
 }
+
+pub fn positive(param: &str, value: f64) -> Result<(), SpecError> {
+    if value.is_finite() && value > 0.0 { Ok(()) } else { Err(out_of_range(param, value, "above 0")) }
+}

@@ -1,9 +1,9 @@
 //! Which modules a method changes, by PEFT's rules.
 
 use regex::Regex;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use super::SpecError;
+use super::{SpecError, read::out_of_range};
 use crate::domain::{BaseInfo, Site};
 
 /// Every linear of the decoder layers, without the output layer.
@@ -49,6 +49,57 @@ impl Targets {
         match missing {
             None => Ok(()),
             Some(name) => Err(no_match(param, name, base)),
+        }
+    }
+}
+
+/// The three fields that choose modules, in the request's `adapter` object.
+#[derive(Clone, Copy)]
+pub struct Selection<'a> {
+    /// `target_modules`
+    pub include: &'a Targets,
+    /// `exclude_modules`
+    pub exclude: Option<&'a Targets>,
+    /// `layers_to_transform`
+    pub layers: Option<&'a [usize]>,
+}
+
+impl Selection<'_> {
+    /// The chosen linears, in the order of the forward pass.
+    pub fn linears(&self, base: &BaseInfo) -> Result<Vec<(usize, Site)>, SpecError> {
+        let include = self.include.matcher("adapter.target_modules")?;
+        let exclude = self.exclude.map(|targets| targets.matcher("adapter.exclude_modules")).transpose()?;
+        let wanted = |(layer, site): &(usize, Site)| {
+            let path = site.path(*layer);
+            !exclude.as_ref().is_some_and(|exclude| exclude.matches(&path))
+                && self.layers.is_none_or(|layers| layers.contains(layer))
+                && include.matches(&path)
+        };
+        Ok(base.linears().filter(wanted).collect())
+    }
+
+    /// Refuses what matches nothing, by the field at fault.
+    pub fn check(&self, base: &BaseInfo) -> Result<(), SpecError> {
+        self.include.check(base, "adapter.target_modules")?;
+        self.check_layers(base)?;
+        if self.linears(base)?.is_empty() {
+            return Err(no_match("adapter.target_modules", "what exclude_modules and layers_to_transform leave", base));
+        }
+        Ok(())
+    }
+
+    fn check_layers(&self, base: &BaseInfo) -> Result<(), SpecError> {
+        let param = "adapter.layers_to_transform";
+        let Some(layers) = self.layers else { return Ok(()) };
+        if let Some(layer) = layers.iter().find(|layer| **layer >= base.layers) {
+            return Err(out_of_range(param, layer, &format!("below the {} layers of {}", base.layers, base.id)));
+        }
+        match self.include {
+            Targets::Pattern(text) if text != ALL_LINEAR => {
+                let message = "layers_to_transform cannot stand beside a regular expression in target_modules";
+                Err(SpecError::new(param, "spec_conflict", message))
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -105,4 +156,18 @@ fn compile(pattern: &str, text: &str, param: &str) -> Result<Regex, SpecError> {
         let reason = error.to_string().lines().last().unwrap_or_default().trim().to_owned();
         SpecError::new(param, "spec_invalid_pattern", format!("{text} is not a regular expression: {reason}"))
     })
+}
+
+/// `layers_to_transform` is one number or a list.
+pub fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<usize>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a layer's number or a list of them")]
+    enum Layers {
+        One(usize),
+        Many(Vec<usize>),
+    }
+    Ok(Option::<Layers>::deserialize(deserializer)?.map(|layers| match layers {
+        Layers::One(layer) => vec![layer],
+        Layers::Many(layers) => layers,
+    }))
 }

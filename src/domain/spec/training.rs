@@ -49,6 +49,7 @@ pub struct Training {
     pub grad_accumulation: u64,
     /// Global L2 norm above which gradients are scaled down; 0 switches it off.
     pub max_grad_norm: f64,
+    /// 0 by default. Any other value shrinks every trained tensor, also those that begin at 1 (IA3) or are prompts.
     pub weight_decay: f64,
     /// Steps between evaluations; null evaluates at each epoch's end.
     pub eval_every: Option<u64>,

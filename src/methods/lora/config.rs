@@ -7,11 +7,12 @@ use serde_json::{Map, Value, json};
 use crate::{
     domain::{
         BaseInfo, LoraSpec,
-        spec::{ALL_LINEAR, LoraInit, LoraInitName, Targets},
+        spec::{LoraInit, LoraInitName, Targets},
     },
     methods::{
         MethodError,
-        file::{field, number, says_something},
+        config::{layers, layers_pattern, modules, only, refuse},
+        file::{field, number},
     },
 };
 
@@ -73,20 +74,10 @@ pub fn write(spec: &LoraSpec, base: &BaseInfo) -> BTreeMap<&'static str, Value> 
 
 /// The spec that the config stands for.
 pub fn read(config: &Map<String, Value>) -> Result<LoraSpec, MethodError> {
-    if let Some(key) = REFUSED.iter().find(|key| config.get(**key).is_some_and(says_something)) {
-        return Err(MethodError::Unsupported(format!("adapter_config.json: {key} is not supported")));
-    }
-    let bias: Option<String> = field(config, "bias")?;
-    if let Some(bias) = bias.filter(|bias| bias != "none") {
-        return Err(MethodError::Unsupported(format!("adapter_config.json: bias {bias:?} is not supported")));
-    }
-    let task: Option<String> = field(config, "task_type")?;
-    if let Some(task) = task.filter(|task| task != "CAUSAL_LM") {
-        return Err(MethodError::Unsupported(format!("adapter_config.json: task_type {task:?} is not supported")));
-    }
-    if !matches!(config.get("layers_pattern"), None | Some(Value::Null)) && !layers_pattern_is_ours(config) {
-        return Err(MethodError::Unsupported("adapter_config.json: layers_pattern is not supported".into()));
-    }
+    refuse(config, &REFUSED)?;
+    only(config, "bias", "none")?;
+    only(config, "task_type", "CAUSAL_LM")?;
+    layers_pattern(config)?;
     // PEFT's own defaults, where the file leaves a key out.
     Ok(LoraSpec {
         r: field(config, "r")?.unwrap_or(8),
@@ -103,14 +94,6 @@ pub fn read(config: &Map<String, Value>) -> Result<LoraSpec, MethodError> {
     })
 }
 
-fn layers_pattern_is_ours(config: &Map<String, Value>) -> bool {
-    match config.get("layers_pattern") {
-        Some(Value::String(text)) => text == "layers",
-        Some(Value::Array(items)) => items.iter().all(|item| item == "layers"),
-        _ => false,
-    }
-}
-
 fn init(config: &Map<String, Value>) -> Result<LoraInit, MethodError> {
     match config.get("init_lora_weights") {
         None | Some(Value::Null) => Ok(LoraInit::Flag(true)),
@@ -121,27 +104,4 @@ fn init(config: &Map<String, Value>) -> Result<LoraInit, MethodError> {
             "adapter_config.json: init_lora_weights {other} changes the base; convert the adapter to plain LoRA first"
         ))),
     }
-}
-
-fn layers(config: &Map<String, Value>) -> Result<Option<Vec<usize>>, MethodError> {
-    match config.get("layers_to_transform") {
-        Some(Value::Number(_)) => Ok(field(config, "layers_to_transform")?.map(|layer| vec![layer])),
-        _ => field(config, "layers_to_transform"),
-    }
-}
-
-/// PEFT resolves `all-linear` before it saves; lists are sorted, because PEFT's order is that of a set.
-fn modules(targets: &Targets) -> Value {
-    let mut names: Vec<String> = match targets {
-        Targets::Pattern(text) if text != ALL_LINEAR => return json!(text),
-        Targets::Pattern(_) => crate::domain::Site::LAYER.iter().map(|site| short(site.module())).collect(),
-        Targets::Names(names) => names.clone(),
-    };
-    names.sort();
-    names.dedup();
-    json!(names)
-}
-
-fn short(module: &str) -> String {
-    module.rsplit('.').next().unwrap_or(module).to_owned()
 }
