@@ -13,7 +13,7 @@ use candle_core::{Device, Result, Tensor};
 use super::{
     Hook, Linear, ModelError, SequenceCache,
     config::ModelConfig,
-    kernels, load,
+    load,
     mlp::Mlp,
     ops::{self, Attention, RopeTable},
     pass::Pass,
@@ -154,8 +154,8 @@ impl Base {
 
     /// What `precision: auto` means here: f32 on a base of F32, else bf16 where the kernels have it.
     pub fn auto_compute(&self) -> Compute {
-        let is_f32 = self.info.storage == Storage::F32.name();
-        if !is_f32 && kernels::bf16::is_native() { Compute::Bf16 } else { Compute::F32 }
+        let most = self.info.storage.as_str();
+        if most == Storage::F32.name() { Compute::F32 } else { Compute::auto(Storage::BF16) }
     }
 
     /// Hidden states after the final norm, `(rows, hidden)`: one row per token, virtual ones left out.

@@ -150,13 +150,13 @@ fn q6_k(b: &[u8; 210], y: &mut [f32; 256]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use candle_core::{Device, quantized::GgmlDType};
 
     use super::*;
 
     /// Random blocks whose half-precision scales are small and finite.
-    fn blocks(storage: Storage, n: usize) -> Vec<u8> {
+    pub fn blocks(storage: Storage, n: usize) -> Vec<u8> {
         let mut state = 7u32;
         let mut bytes: Vec<u8> = (0..n * storage.block_bytes())
             .map(|_| {

@@ -10,6 +10,7 @@ use super::{
     kernels::{
         self, Mat, Out,
         bf16::{Pair, interleave, narrow},
+        int8::{self, Panel},
     },
     quant::dequantize,
 };
@@ -20,6 +21,16 @@ use crate::formats::Storage;
 pub enum Compute {
     F32,
     Bf16,
+    /// Forward only: rows rounded to int8 beside weights stored in blocks of codes, exact integer sums inside a block
+    /// (`kernels::int8`). Other storages are multiplied as `auto` says.
+    Int8,
+}
+
+impl Compute {
+    /// The most precise of the fast ways: bf16 where the kernels have it, but f32 for weights stored in f32.
+    pub fn auto(storage: Storage) -> Self {
+        if storage != Storage::F32 && kernels::bf16::is_native() { Self::Bf16 } else { Self::F32 }
+    }
 }
 
 /// `[rows, cols]` = `[out, in]`; the bytes are a view into the mapped file, or our own where rows had to move.
@@ -51,6 +62,7 @@ struct Scratch {
 thread_local! {
     static SCRATCH: RefCell<Scratch> =
         const { RefCell::new(Scratch { wide: Vec::new(), narrow: Vec::new(), pairs: Vec::new() }) };
+    static PANEL: RefCell<Panel> = RefCell::default();
 }
 
 /// A buffer's first `n`, grown when needed.
@@ -110,6 +122,10 @@ impl Weight {
     }
 
     pub fn computing(&self, compute: Compute) -> Self {
+        let compute = match (compute, int8::block_len(self.storage)) {
+            (Compute::Int8, None) => Compute::auto(self.storage),
+            _ => compute,
+        };
         Self { compute, ..self.clone() }
     }
 
@@ -121,8 +137,37 @@ impl Weight {
     /// `y = x Wᵀ (+ b)`: `x` is `(m, in)`, `y` is `(m, out)`, overwritten.
     pub fn forward(&self, x: Mat, y: &mut [f32]) {
         assert!(x.cols == self.cols && y.len() == x.rows * self.rows, "shapes differ");
+        match int8::block_len(self.storage).filter(|_| self.compute == Compute::Int8) {
+            Some(block) => self.forward_int8(x, block, y),
+            None => self.forward_tiles(x, y),
+        }
+        if let Some(bias) = &self.bias {
+            for row in y.chunks_mut(self.rows) {
+                row.iter_mut().zip(bias.iter()).for_each(|(y, b)| *y += b);
+            }
+        }
+    }
+
+    /// Sixteen rows of W a task, unpacked once for all of x.
+    fn forward_int8(&self, x: Mat, block: usize, y: &mut [f32]) {
+        let x = int8::Rows::round(x, block);
+        let out = Out::new(y, self.rows);
+        (0..self.rows.div_ceil(Panel::ROWS)).into_par_iter().for_each(|t| {
+            let row = t * Panel::ROWS;
+            let count = Panel::ROWS.min(self.rows - row);
+            PANEL.with_borrow_mut(|panel| {
+                panel.fill(self.storage, self.row_bytes(row, count), count, self.cols);
+                // SAFETY: tasks write different columns, and `y` is borrowed until all have ended.
+                let mut part = unsafe { out.part(row, x.rows(), count) };
+                int8::nt(&x, panel, &mut part);
+            });
+        });
+    }
+
+    /// A few rows of W a task, as numbers.
+    fn forward_tiles(&self, x: Mat, y: &mut [f32]) {
         let narrowed = match self.compute {
-            Compute::F32 => None,
+            Compute::F32 | Compute::Int8 => None,
             Compute::Bf16 => Some(narrow_rows(x, x.cols)),
         };
         let tile = (TILE / self.cols).clamp(4, 96) / 4 * 4;
@@ -146,11 +191,6 @@ impl Weight {
                 }
             });
         });
-        if let Some(bias) = &self.bias {
-            for row in y.chunks_mut(self.rows) {
-                row.iter_mut().zip(bias.iter()).for_each(|(y, b)| *y += b);
-            }
-        }
     }
 
     /// `dx = g W`, or `dx += g W`: `g` is `(m, out)`, `dx` is `(m, in)`.
@@ -158,7 +198,7 @@ impl Weight {
         assert!(g.cols == self.rows && dx.len() == g.rows * self.cols, "shapes differ");
         let half = self.rows.div_ceil(2);
         let narrowed = match self.compute {
-            Compute::F32 => None,
+            Compute::F32 | Compute::Int8 => None,
             Compute::Bf16 => Some(narrow_rows(g, 2 * half)),
         };
         let pairs = narrowed.as_ref().map(|rows| rows.as_chunks::<2>().0);

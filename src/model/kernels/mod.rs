@@ -10,6 +10,7 @@ mod portable;
 
 pub mod bf16;
 pub mod elementwise;
+pub mod int8;
 
 use std::sync::OnceLock;
 

@@ -1,7 +1,7 @@
 use super::*;
 
 /// SplitMix64 in `[-1, 1)`.
-fn random(n: usize, seed: u64) -> Vec<f32> {
+pub fn random(n: usize, seed: u64) -> Vec<f32> {
     let mut state = seed;
     let mut next = || {
         state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
