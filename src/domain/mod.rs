@@ -20,4 +20,6 @@ pub use file::FileRecord;
 pub use job::{Failure, Job, JobStatus};
 pub use key::{ApiKey, Caller, Scope};
 pub use observer::{Control, Observer, Snapshot};
-pub use spec::{Hyperparameters, LoraSpec, MethodSpec, ObjectiveSpec, SpecError, TrainSpec, Training, TrainingRequest};
+pub use spec::{
+    DoraSpec, Hyperparameters, LoraSpec, MethodSpec, ObjectiveSpec, SpecError, TrainSpec, Training, TrainingRequest,
+};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use candle_core::{Device, Tensor, Var};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
@@ -81,6 +82,22 @@ pub fn tensors(weights: &[u8], expected: &[(String, Vec<usize>)]) -> Result<Vec<
         return Err(MethodError::Mismatch(format!("{count} tensors match no module of the base: {name} …")));
     }
     expected.iter().map(|(name, shape)| checked(&file, name, shape)).collect()
+}
+
+/// Trained tensors with these first values, in order.
+pub fn variables(names: Vec<(String, Vec<usize>)>, values: Vec<Vec<f32>>) -> Result<Vec<(String, Var)>, MethodError> {
+    let variable =
+        |((name, shape), values)| Ok((name, Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu)?)?));
+    names.into_iter().zip(values).map(variable).collect()
+}
+
+/// `adapter_model.safetensors` of variables under their own names.
+pub fn variable_bytes(variables: &[(String, Var)]) -> Result<Vec<u8>, MethodError> {
+    let named = variables
+        .iter()
+        .map(|(name, variable)| Ok((name.clone(), variable.dims().to_vec(), variable.flatten_all()?.to_vec1::<f32>()?)))
+        .collect::<Result<Vec<_>, MethodError>>()?;
+    Ok(tensor_bytes(&named))
 }
 
 /// Every tensor's name and shape, by name.

@@ -1,6 +1,7 @@
 //! Fine-tuning methods: one folder each, beside each other, in PEFT's file format.
 
 mod config;
+pub mod dora;
 mod dropout;
 pub mod file;
 pub mod lora;
@@ -93,6 +94,7 @@ pub trait Method {
 fn of(spec: &MethodSpec) -> &dyn Method {
     match spec {
         MethodSpec::Lora(spec) => spec,
+        MethodSpec::Dora(spec) => spec,
     }
 }
 
@@ -114,7 +116,7 @@ pub fn load(files: &AdapterFiles, base: &Base) -> Result<Arc<dyn Hook>, MethodEr
 pub fn spec_of(files: &AdapterFiles) -> Result<MethodSpec, MethodError> {
     let config = file::config(files)?;
     match config.get("peft_type").and_then(|value| value.as_str()) {
-        Some("LORA") => Ok(MethodSpec::Lora(lora::spec_of(&config)?)),
+        Some("LORA") => lora::spec_of(&config),
         Some(other) => {
             Err(MethodError::Unsupported(format!("adapter_config.json: peft_type {other} is not supported")))
         }

@@ -29,6 +29,22 @@ impl Linear {
         Self::new(Arc::new(self.weight.computing(compute)))
     }
 
+    /// The same weights without the bias, multiplied in f32 whatever the run computes in.
+    pub fn bare(&self) -> Self {
+        let mut weight = self.weight.computing(Compute::F32);
+        weight.bias = None;
+        Self::new(Arc::new(weight))
+    }
+
+    pub fn bias(&self) -> Option<&Arc<[f32]>> {
+        self.weight.bias.as_ref()
+    }
+
+    /// `‖W_o‖²` of each row, made once for a resident base.
+    pub fn row_squares(&self) -> Arc<[f64]> {
+        self.weight.row_squares()
+    }
+
     /// `(out, in)`
     pub fn shape(&self) -> (usize, usize) {
         (self.weight.rows, self.weight.cols)

@@ -1,6 +1,9 @@
 //! A frozen matrix, stored as in the file, and its two products.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{
+    cell::RefCell,
+    sync::{Arc, OnceLock},
+};
 
 use bytes::Bytes;
 use half::bf16;
@@ -44,6 +47,8 @@ pub struct Weight {
     pub bias: Option<Arc<[f32]>>,
     compute: Compute,
     bytes: Bytes,
+    /// The squared length of each row, once somebody asked; shared by all clones.
+    squares: Arc<OnceLock<Arc<[f64]>>>,
 }
 
 /// Numbers of dequantised weights that one task holds: fits the second-level cache beside the activations, and leaves
@@ -94,7 +99,7 @@ impl Weight {
             rows * cols / storage.block_len() * storage.block_bytes(),
             "bytes do not fit the shape"
         );
-        Self { storage, rows, cols, bias: None, compute: Compute::F32, bytes }
+        Self { storage, rows, cols, bias: None, compute: Compute::F32, bytes, squares: Arc::default() }
     }
 
     pub fn bytes(&self) -> usize {
@@ -110,6 +115,18 @@ impl Weight {
     /// Rows as numbers; `out` is `(count, cols)`.
     pub fn dequantize_rows(&self, row: usize, count: usize, out: &mut [f32]) {
         dequantize(self.storage, self.row_bytes(row, count), out);
+    }
+
+    /// `‖W_o‖²` of each row.
+    pub fn row_squares(&self) -> Arc<[f64]> {
+        let square = |row: usize| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                let numbers = first(&mut scratch.wide, self.cols);
+                self.dequantize_rows(row, 1, numbers);
+                numbers.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>()
+            })
+        };
+        self.squares.get_or_init(|| (0..self.rows).into_par_iter().map(square).collect::<Vec<_>>().into()).clone()
     }
 
     /// Columns `col..col + width` of some rows, whole blocks; `out` is `(count, width)`.

@@ -6,6 +6,7 @@ mod artifact;
 mod crash;
 mod data;
 mod db;
+mod dora;
 mod formats;
 mod golden;
 mod inference;

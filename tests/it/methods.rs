@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use attune::{
-    domain::{MethodSpec, Site, TrainSpec},
+    domain::{DoraSpec, MethodSpec, Site, TrainSpec},
     methods::{self, AdapterFiles, MethodError, Trainable},
     model::{Base, Batch, Hook, Sequence},
 };
@@ -31,6 +31,8 @@ fn table() -> Vec<Row> {
                     "target_modules": ["q_proj", "v_proj", "down_proj"], "rank_pattern": {"1.self_attn.q_proj": 2},
                     "alpha_pattern": {"v_proj": 11}, "layers_to_transform": [0, 1]})),
         lora(json!({"type": "lora", "r": 2, "alpha": 5, "target_modules": r".*_proj", "exclude_modules": ["o_proj"]})),
+        lora(json!({"type": "lora", "r": 3, "alpha": 7, "loraplus_lr_ratio": 8})),
+        lora(json!({"type": "dora", "r": 3, "alpha": 7, "rank_pattern": {"q_proj": 2}})),
     ]
 }
 
@@ -101,7 +103,7 @@ fn a_fresh_adapter_is_the_base_and_comes_from_its_seed() {
 #[test]
 fn lora_is_as_strong_as_alpha_by_rank() {
     each(|_, spec, base| {
-        let MethodSpec::Lora(lora) = spec;
+        let MethodSpec::Lora(lora) = spec else { return };
         let method = shaken(spec, base, 8);
         let variables = method.variables();
         let targets = lora.targets(&base.info).unwrap();
@@ -135,8 +137,11 @@ fn a_stored_adapter_is_the_same_to_the_bit() {
         let resumed = methods::resume(&files, base).unwrap();
         assert_eq!(resumed.export().unwrap(), files);
         // The config stands for the same modules, ranks and scales.
-        let (MethodSpec::Lora(there), MethodSpec::Lora(here)) = (methods::spec_of(&files).unwrap(), spec);
-        assert_eq!(there.targets(&base.info).unwrap(), here.targets(&base.info).unwrap());
+        let targets = |spec: &MethodSpec| match spec {
+            MethodSpec::Lora(spec) | MethodSpec::Dora(DoraSpec(spec)) => spec.targets(&base.info).unwrap(),
+        };
+        let there = methods::spec_of(&files).unwrap();
+        assert_eq!((there.type_name(), targets(&there)), (spec.type_name(), targets(spec)));
     });
 }
 
@@ -208,7 +213,6 @@ fn files_that_do_not_fit_are_refused_by_name() {
         AdapterFiles { config: config.to_string().into_bytes(), ..files.clone() }
     };
     for (key, value) in [
-        ("use_dora", json!(true)),
         ("lora_bias", json!(true)),
         ("bias", json!("all")),
         ("modules_to_save", json!(["lm_head"])),

@@ -46,6 +46,9 @@ pub struct LoraSpec {
     /// Only these decoder layers.
     #[serde(deserialize_with = "super::targets::one_or_many")]
     pub layers_to_transform: Option<Vec<usize>>,
+    /// LoRA+ (arXiv 2402.12354): how many times faster B learns than A. No part of the files, so an adapter that is
+    /// continued learns as plain LoRA.
+    pub loraplus_lr_ratio: Option<f64>,
 }
 
 impl Default for LoraSpec {
@@ -61,6 +64,7 @@ impl Default for LoraSpec {
             rank_pattern: IndexMap::new(),
             alpha_pattern: IndexMap::new(),
             layers_to_transform: None,
+            loraplus_lr_ratio: None,
         }
     }
 }
@@ -81,8 +85,9 @@ impl Knobs for LoraSpec {
         &[("alpha", "lora_alpha"), ("dropout", "lora_dropout")]
     }
 
+    /// LoRA+ wants about half of LoRA's.
     fn learning_rate(&self) -> f64 {
-        2e-4
+        if self.loraplus_lr_ratio.is_some() { 1e-4 } else { 2e-4 }
     }
 
     fn check(&self, base: &BaseInfo) -> Result<(), SpecError> {
@@ -95,6 +100,9 @@ impl Knobs for LoraSpec {
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
             return Err(out_of_range("adapter.lora_dropout", self.lora_dropout, "at least 0 and below 1"));
+        }
+        if let Some(ratio) = self.loraplus_lr_ratio.filter(|ratio| !(1.0..=1000.0).contains(ratio)) {
+            return Err(out_of_range("adapter.loraplus_lr_ratio", ratio, "1 to 1000"));
         }
         self.selection().check(base)?;
         let targets = self.targets(base)?;

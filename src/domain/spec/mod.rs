@@ -2,6 +2,7 @@
 //! Every `auto` is filled in before a spec is stored, so that a run can be repeated exactly.
 
 mod card;
+mod dora;
 mod lora;
 mod objective;
 mod read;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 pub use card::Card;
+pub use dora::DoraSpec;
 pub use lora::{LoraInit, LoraInitName, LoraSpec, LoraTarget};
 pub use objective::ObjectiveSpec;
 pub use request::{Hyperparameters, TrainingRequest};
@@ -45,13 +47,13 @@ impl SpecError {
 type Read = fn(&Value) -> Result<MethodSpec, SpecError>;
 
 /// Methods that can be trained, by the `type` in requests.
-const METHODS: &[(&str, Read)] = &[("lora", |value| read_as(value, MethodSpec::Lora))];
+const METHODS: &[(&str, Read)] =
+    &[("lora", |value| read_as(value, MethodSpec::Lora)), ("dora", |value| read_as(value, MethodSpec::Dora))];
 
 /// Methods that the wire knows and that cannot be trained yet.
 const PLANNED: &[&str] = &[
     "qlora",
     "adalora",
-    "dora",
     "ia3",
     "prompt_tuning",
     "prefix_tuning",
@@ -68,6 +70,7 @@ const PLANNED: &[&str] = &[
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum MethodSpec {
     Lora(LoraSpec),
+    Dora(DoraSpec),
 }
 
 impl Default for MethodSpec {
@@ -110,6 +113,7 @@ impl MethodSpec {
     fn knobs(&self) -> &dyn Knobs {
         match self {
             MethodSpec::Lora(spec) => spec,
+            MethodSpec::Dora(spec) => spec,
         }
     }
 
@@ -117,6 +121,7 @@ impl MethodSpec {
     pub fn type_name(&self) -> &'static str {
         match self {
             MethodSpec::Lora(_) => "lora",
+            MethodSpec::Dora(_) => "dora",
         }
     }
 

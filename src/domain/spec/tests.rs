@@ -27,6 +27,7 @@ fn base() -> BaseInfo {
 fn lora(value: Value) -> LoraSpec {
     match MethodSpec::from_json(&value).unwrap() {
         MethodSpec::Lora(spec) => spec,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -71,6 +72,8 @@ fn refusals_name_the_field() {
         (json!({"alpha_pattern": {"(": 3}}), "adapter.alpha_pattern", "not a regular expression"),
         (json!({"alpha_pattern": {"q_proj": -3}}), "adapter.alpha_pattern", "above 0"),
         (json!({"alpha": 0}), "adapter.lora_alpha", "above 0"),
+        (json!({"loraplus_lr_ratio": 0.5}), "adapter.loraplus_lr_ratio", "1 to 1000"),
+        (json!({"type": "dora", "r": 0}), "adapter.r", "at least 1"),
         (json!({"dropout": 1.0}), "adapter.lora_dropout", "below 1"),
         (json!({"target_modules": ["q_proj", "query"]}), "adapter.target_modules", "query matches no module"),
         (json!({"target_modules": []}), "adapter.target_modules", "the empty list"),

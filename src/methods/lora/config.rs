@@ -17,8 +17,7 @@ use crate::{
 };
 
 /// Keys that change the arithmetic or the base when they say anything: refused by name.
-const REFUSED: [&str; 18] = [
-    "use_dora",
+const REFUSED: [&str; 17] = [
     "lora_bias",
     "modules_to_save",
     "trainable_token_indices",
@@ -91,6 +90,7 @@ pub fn read(config: &Map<String, Value>) -> Result<LoraSpec, MethodError> {
         rank_pattern: field(config, "rank_pattern")?.unwrap_or_default(),
         alpha_pattern: field(config, "alpha_pattern")?.unwrap_or_default(),
         layers_to_transform: layers(config)?,
+        loraplus_lr_ratio: None,
     })
 }
 

@@ -1,8 +1,8 @@
 //! Low-rank adaptation: two small matrices beside each chosen linear.
 
-mod config;
-mod init;
-mod layer;
+pub(super) mod config;
+pub(super) mod init;
+pub(super) mod layer;
 
 use std::sync::Arc;
 
@@ -10,12 +10,19 @@ use candle_core::{Device, Tensor, Var};
 
 use super::{AdapterFiles, Method, MethodError, Start, Trainable, file};
 use crate::{
-    domain::{BaseInfo, LoraSpec, spec::LoraTarget},
+    domain::{BaseInfo, DoraSpec, LoraSpec, MethodSpec, spec::LoraTarget},
     model::{Base, Hook},
 };
-use layer::{Lora, LowRank};
+use layer::{Adapted, LowRank};
 
-pub use config::read as spec_of;
+/// LoRA's spec or DoRA's, whose files differ in one key.
+pub fn spec_of(config: &serde_json::Map<String, serde_json::Value>) -> Result<MethodSpec, MethodError> {
+    let spec = config::read(config)?;
+    Ok(match file::field(config, "use_dora")? {
+        Some(true) => MethodSpec::Dora(DoraSpec(spec)),
+        _ => MethodSpec::Lora(spec),
+    })
+}
 
 /// LoRA while it is trained.
 struct Training {
@@ -23,7 +30,7 @@ struct Training {
     base: BaseInfo,
     /// A and B of each target, in the targets' order.
     variables: Vec<(String, Var)>,
-    hook: Arc<Lora>,
+    hook: Arc<Adapted<LowRank>>,
 }
 
 impl Method for LoraSpec {
@@ -57,7 +64,7 @@ impl Method for LoraSpec {
 }
 
 /// What the spec targets; the rank is checked again, because a file's config is from outside.
-fn targets(spec: &LoraSpec, base: &BaseInfo) -> Result<Vec<LoraTarget>, MethodError> {
+pub(super) fn targets(spec: &LoraSpec, base: &BaseInfo) -> Result<Vec<LoraTarget>, MethodError> {
     let targets = spec.targets(base).map_err(|error| MethodError::Mismatch(error.to_string()))?;
     if targets.is_empty() {
         return Err(MethodError::Mismatch(format!("target_modules match no module of {}", base.id)));
@@ -79,11 +86,24 @@ fn targets(spec: &LoraSpec, base: &BaseInfo) -> Result<Vec<LoraTarget>, MethodEr
     Ok(targets)
 }
 
+/// The target's module in PEFT's files.
+pub(super) fn module(target: &LoraTarget) -> String {
+    format!("base_model.model.{}", target.site.path(target.layer))
+}
+
+/// LoRA+: B and all that is no matrix learn faster than A (PEFT's `optimizers/loraplus.py`).
+pub(super) fn rate(spec: &LoraSpec, name: &str) -> f64 {
+    match spec.loraplus_lr_ratio {
+        Some(ratio) if !name.ends_with("lora_A.weight") => ratio,
+        _ => 1.0,
+    }
+}
+
 /// PEFT's names and the shapes, A before B.
-fn names(targets: &[LoraTarget], base: &BaseInfo) -> Vec<(String, Vec<usize>)> {
+pub(super) fn names(targets: &[LoraTarget], base: &BaseInfo) -> Vec<(String, Vec<usize>)> {
     let pair = |target: &LoraTarget| {
         let (outputs, inputs) = base.shape(target.site);
-        let module = format!("base_model.model.{}", target.site.path(target.layer));
+        let module = module(target);
         [
             (format!("{module}.lora_A.weight"), vec![target.r, inputs]),
             (format!("{module}.lora_B.weight"), vec![outputs, target.r]),
@@ -93,8 +113,8 @@ fn names(targets: &[LoraTarget], base: &BaseInfo) -> Vec<(String, Vec<usize>)> {
 }
 
 /// `tensors` are A and B of each target in turn.
-fn hook(spec: &LoraSpec, base: &BaseInfo, targets: &[LoraTarget], tensors: &[Tensor]) -> Lora {
-    let mut hook = Lora::new(base.layers, spec.lora_dropout);
+fn hook(spec: &LoraSpec, base: &BaseInfo, targets: &[LoraTarget], tensors: &[Tensor]) -> Adapted<LowRank> {
+    let mut hook = Adapted::new(base.layers, spec.lora_dropout);
     for (target, pair) in targets.iter().zip(tensors.chunks_exact(2)) {
         let change = LowRank { a: pair[0].clone(), b: pair[1].clone(), scale: target.scale };
         hook.insert(target.layer, target.site, change);
@@ -108,13 +128,7 @@ fn train(
     targets: &[LoraTarget],
     values: Vec<Vec<f32>>,
 ) -> Result<Box<dyn Trainable>, MethodError> {
-    let variables = values
-        .into_iter()
-        .zip(names(targets, base))
-        .map(|(values, (name, shape))| {
-            Ok((name, Var::from_tensor(&Tensor::from_vec(values, shape.as_slice(), &Device::Cpu)?)?))
-        })
-        .collect::<Result<Vec<_>, candle_core::Error>>()?;
+    let variables = file::variables(names(targets, base), values)?;
     let tensors: Vec<Tensor> = variables.iter().map(|(_, variable)| variable.as_tensor().clone()).collect();
     let hook = Arc::new(hook(spec, base, targets, &tensors));
     Ok(Box::new(Training { spec: spec.clone(), base: base.clone(), variables, hook }))
@@ -129,15 +143,12 @@ impl Trainable for Training {
         self.variables.clone()
     }
 
+    fn rate(&self, name: &str) -> f64 {
+        rate(&self.spec, name)
+    }
+
     fn export(&self) -> Result<AdapterFiles, MethodError> {
-        let tensors = self
-            .variables
-            .iter()
-            .map(|(name, variable)| {
-                Ok((name.clone(), variable.dims().to_vec(), variable.flatten_all()?.to_vec1::<f32>()?))
-            })
-            .collect::<Result<Vec<_>, candle_core::Error>>()?;
         let config = file::config_bytes(&config::write(&self.spec, &self.base));
-        Ok(AdapterFiles { config, weights: file::tensor_bytes(&tensors) })
+        Ok(AdapterFiles { config, weights: file::variable_bytes(&self.variables)? })
     }
 }

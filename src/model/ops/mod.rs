@@ -8,12 +8,14 @@ mod cross_entropy;
 mod elementwise;
 mod linear;
 mod low_rank;
+mod rescale;
 
 pub use attention::{Attention, Span, attend_cached, attention};
 pub use cross_entropy::{cross_entropy, dense_cross_entropy};
 pub use elementwise::{RopeTable, rms_norm, rope, swiglu};
 pub use linear::frozen_linear;
 pub use low_rank::{low_rank_delta, low_rank_linear};
+pub use rescale::rescale;
 
 use candle_core::{CpuStorage, Device, Layout, Result, Shape, Storage, Tensor};
 
