@@ -21,5 +21,6 @@ pub use job::{Failure, Job, JobStatus};
 pub use key::{ApiKey, Caller, Scope};
 pub use observer::{Control, Observer, Snapshot};
 pub use spec::{
-    DoraSpec, Hyperparameters, LoraSpec, MethodSpec, ObjectiveSpec, SpecError, TrainSpec, Training, TrainingRequest,
+    DoraSpec, Hyperparameters, LoraSpec, MethodSpec, ObjectiveSpec, PromptTuningSpec, SpecError, TrainSpec, Training,
+    TrainingRequest,
 };

@@ -5,6 +5,8 @@ pub mod dora;
 mod dropout;
 pub mod file;
 pub mod lora;
+pub mod prompt_tuning;
+mod virtual_tokens;
 
 use std::sync::Arc;
 
@@ -95,6 +97,7 @@ fn of(spec: &MethodSpec) -> &dyn Method {
     match spec {
         MethodSpec::Lora(spec) => spec,
         MethodSpec::Dora(spec) => spec,
+        MethodSpec::PromptTuning(spec) => spec,
     }
 }
 
@@ -117,6 +120,7 @@ pub fn spec_of(files: &AdapterFiles) -> Result<MethodSpec, MethodError> {
     let config = file::config(files)?;
     match config.get("peft_type").and_then(|value| value.as_str()) {
         Some("LORA") => lora::spec_of(&config),
+        Some("PROMPT_TUNING") => Ok(MethodSpec::PromptTuning(prompt_tuning::spec_of(&config)?)),
         Some(other) => {
             Err(MethodError::Unsupported(format!("adapter_config.json: peft_type {other} is not supported")))
         }

@@ -1,17 +1,115 @@
-//! Against PEFT and torch: `tests/fixtures/golden/make.py` says how the numbers were made.
+//! Against PEFT and torch: `tests/fixtures/golden/make.py` says how the numbers were made. A new method is one row in
+//! `cases`.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, fs, path::PathBuf, sync::Arc};
 
 use attune::{
     data::Example,
+    domain::{Control, Snapshot, TrainSpec},
     methods::{self, AdapterFiles},
     model::{Base, Batch, Hook, Sequence},
     objectives::supervised,
+    trainer::Outcome,
 };
-use candle_core::{Tensor, safetensors};
+use candle_core::{Device, Tensor, safetensors};
 use serde_json::{Value, json};
 
-use crate::support::training::{From, finish, spec};
+use crate::support::training::{From, Recorder, create, finish, run, spec};
+
+/// A folder beside make.py, and the request that stands for its config.
+struct Case {
+    name: &'static str,
+    adapter: Value,
+}
+
+fn cases() -> Vec<Case> {
+    let case = |name, adapter| Case { name, adapter };
+    vec![
+        case("lora_qv", json!({"type": "lora", "r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]})),
+        case(
+            "prompt_tuning",
+            json!({"type": "prompt_tuning", "num_virtual_tokens": 5, "prompt_tuning_init": "RANDOM"}),
+        ),
+    ]
+}
+
+impl Case {
+    fn file(&self, name: &str) -> PathBuf {
+        fixture(self.name).join(name)
+    }
+
+    fn tensors(&self, name: &str) -> Tensors {
+        safetensors::load(self.file(name), &Device::Cpu).unwrap()
+    }
+
+    fn trajectory(&self, name: &str) -> Vec<f64> {
+        numbers(&read(&format!("{}/traj.json", self.name))[name])
+    }
+
+    fn adapter(&self, name: &str) -> AdapterFiles {
+        let file = |part| fs::read(self.file(name).join(part)).unwrap();
+        AdapterFiles { config: file("adapter_config.json"), weights: file("adapter_model.safetensors") }
+    }
+
+    /// Whether the file holds the product of an encoder, and not what is trained.
+    fn is_encoded(&self) -> bool {
+        self.file("encoder_init.safetensors").exists()
+    }
+
+    /// What is trained, as it begins.
+    fn first(&self) -> Tensors {
+        self.tensors(if self.is_encoded() {
+            "encoder_init.safetensors"
+        } else {
+            "adapter_init/adapter_model.safetensors"
+        })
+    }
+
+    fn spec(&self, base: &Base) -> TrainSpec {
+        let rate = read(&format!("{}/traj.json", self.name))["lr"].clone();
+        let training = json!({"n_epochs": 20, "batch_size": 4, "learning_rate": rate, "lr_scheduler": "constant",
+                              "weight_decay": 0.01});
+        spec(base, self.adapter.clone(), training)
+    }
+
+    /// The checkpoint that a run begins with, with the fixture's values in it.
+    fn first_snapshot(&self, base: &Arc<Base>, spec: &TrainSpec, rows: &[Example]) -> Snapshot {
+        let mut recorder = Recorder { control: Some((1, Control::Cancel)), ..Recorder::default() };
+        let outcome = run(base, spec, rows, From::default(), &mut recorder).unwrap();
+        assert!(matches!(outcome, Outcome::Cancelled));
+        let mut snapshot = recorder.snapshots.swap_remove(0);
+        let mut tensors = trainer_tensors(&snapshot);
+        for (name, value) in self.first() {
+            assert!(tensors.insert(format!("w.{name}"), value).is_some(), "{name} is not trained");
+        }
+        let named = tensors.into_iter().map(|(name, tensor)| {
+            (name, tensor.dims().to_vec(), tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap())
+        });
+        snapshot.files[3].1 = methods::file::tensor_bytes(&named.collect::<Vec<_>>());
+        snapshot
+    }
+}
+
+type Tensors = HashMap<String, Tensor>;
+
+/// Variables (`w.`), moments and state of a checkpoint.
+fn trainer_tensors(snapshot: &Snapshot) -> Tensors {
+    let (name, bytes) = &snapshot.files[3];
+    assert_eq!(name, "trainer.safetensors");
+    safetensors::load_buffer(bytes, &Device::Cpu).unwrap()
+}
+
+/// Our name of what PEFT names this way in memory.
+fn of_peft(name: &str, ours: &Tensors) -> String {
+    let name = name.strip_prefix("prompt_encoder.default.").map_or(name.replace(".default", ""), str::to_owned);
+    match name.as_str() {
+        // The trained rows themselves, without an encoder.
+        "embedding.weight" if !ours.contains_key("embedding.weight") => "prompt_embeddings".to_owned(),
+        // Files leave the last part out where the tensor is no module's weight.
+        _ if ours.contains_key(&name) => name,
+        _ => name.trim_end_matches(".weight").to_owned(),
+    }
+}
 
 fn fixture(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden").join(path)
@@ -23,11 +121,6 @@ fn read(path: &str) -> Value {
 
 fn base() -> Arc<Base> {
     Base::open("golden", &fixture("base")).unwrap()
-}
-
-fn adapter(path: &str) -> AdapterFiles {
-    let file = |name| fs::read(fixture(path).join(name)).unwrap();
-    AdapterFiles { config: file("adapter_config.json"), weights: file("adapter_model.safetensors") }
 }
 
 fn numbers(value: &Value) -> Vec<f64> {
@@ -84,56 +177,90 @@ fn the_frozen_model_agrees() {
 #[test]
 fn first_gradients_agree() {
     let (base, rows) = (base(), rows());
-    let method = methods::resume(&adapter("lora_qv/adapter_init"), &base).unwrap();
-    let (_, loss) = forward(&base, &rows, Some(method.hook(None).unwrap()));
-    let found = loss.affine(1.0 / trained(&rows), 0.0).unwrap().backward().unwrap();
-    let expected = safetensors::load(fixture("lora_qv/grads0.safetensors"), &candle_core::Device::Cpu).unwrap();
-    assert_eq!(expected.len(), method.variables().len());
-    for (name, variable) in method.variables() {
-        let expected = &expected[&name.replace(".weight", ".default.weight")];
-        let found = found.get(variable.as_tensor()).unwrap();
-        assert!(largest_difference(found, expected) < 1e-6, "{name}");
+    for case in cases() {
+        let (name, first) = (case.name, case.first());
+        let method = create(&case.spec(&base).adapter, &base, 1);
+        assert_eq!(method.variables().len(), first.len(), "{name}");
+        for (variable, at) in method.variables() {
+            at.set(&first[&variable]).unwrap();
+        }
+        let hook = method.hook(None).unwrap();
+        let (_, loss) = forward(&base, &rows, Some(hook.clone()));
+        let mut loss = loss.affine(1.0 / trained(&rows), 0.0).unwrap();
+        if let Some(penalty) = hook.penalty().unwrap() {
+            loss = (loss + penalty).unwrap();
+        }
+        let apart = f64::from(loss.to_scalar::<f32>().unwrap()) - case.trajectory("loss")[0];
+        assert!(apart.abs() < 2e-6, "{name}: {apart}");
+
+        let found = loss.backward().unwrap();
+        let expected = case.tensors("grads0.safetensors");
+        assert_eq!(expected.len(), first.len(), "{name}");
+        let variables: HashMap<_, _> = method.variables().into_iter().collect();
+        for (peft, expected) in expected {
+            let variable = of_peft(&peft, &first);
+            let found = found.get(variables[&variable].as_tensor()).unwrap();
+            assert!(largest_difference(found, &expected) < 1e-6, "{name}: {variable}");
+        }
     }
 }
 
 #[test]
 fn twenty_steps_agree() {
-    let (base, rows, trajectory) = (base(), rows(), read("lora_qv/traj.json"));
-    let training = json!({"n_epochs": 20, "batch_size": 4, "learning_rate": 1e-3, "lr_scheduler": "constant",
-                          "weight_decay": 0.01});
-    let adapter_spec = json!({"type": "lora", "r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]});
-    let spec = spec(&base, adapter_spec, training);
-    let start = adapter("lora_qv/adapter_init");
-    let (finished, recorder) = finish(&base, &spec, &rows, From { start: Some(&start), ..From::default() });
-    for (name, found) in [("loss", recorder.losses()), ("grad_norm", recorder.norms())] {
-        let expected = numbers(&trajectory[name]);
-        assert_eq!(found.len(), expected.len());
-        for (step, (found, expected)) in found.iter().zip(expected).enumerate() {
-            assert!((found - expected).abs() < 5e-6, "{name} of step {}: {found} {expected}", step + 1);
+    let (base, rows) = (base(), rows());
+    for case in cases() {
+        let (case_name, spec) = (case.name, case.spec(&base));
+        // Files that hold all that is trained are a start; else it is a checkpoint.
+        let start = (!case.is_encoded()).then(|| case.adapter("adapter_init"));
+        let resume = case.is_encoded().then(|| case.first_snapshot(&base, &spec, &rows));
+        let from = From { start: start.as_ref(), resume: resume.as_ref() };
+        let (finished, recorder) = finish(&base, &spec, &rows, from);
+        let penalties = recorder.metrics.iter().map(|metrics| metrics.figures.get("penalty").copied().unwrap_or(0.0));
+        let losses: Vec<f64> = recorder.losses().iter().zip(penalties).map(|(loss, penalty)| loss + penalty).collect();
+        for (name, found) in [("loss", losses), ("grad_norm", recorder.norms())] {
+            let expected = case.trajectory(name);
+            assert_eq!(found.len(), expected.len(), "{case_name}");
+            for (step, (found, expected)) in found.iter().zip(expected).enumerate() {
+                let apart = (found - expected).abs();
+                assert!(apart < 5e-6, "{case_name}: {name} of step {}: {found} {expected}", step + 1);
+            }
+        }
+        let found = safetensors::load_buffer(&finished.weights, &Device::Cpu).unwrap();
+        compare(case_name, &found, &case.tensors("adapter_final/adapter_model.safetensors"));
+        if case.is_encoded() {
+            let weights = trainer_tensors(recorder.snapshots.last().unwrap()).into_iter();
+            let weights = weights.filter_map(|(name, tensor)| Some((name.strip_prefix("w.")?.to_owned(), tensor)));
+            compare(case_name, &weights.collect(), &case.tensors("encoder_final.safetensors"));
         }
     }
-    let expected = adapter("lora_qv/adapter_final");
-    let tensors = |files: &AdapterFiles| safetensors::load_buffer(&files.weights, &candle_core::Device::Cpu).unwrap();
-    let (found, expected) = (tensors(&finished), tensors(&expected));
-    assert_eq!(found.len(), expected.len());
+}
+
+#[track_caller]
+fn compare(case: &str, found: &Tensors, expected: &Tensors) {
+    assert_eq!(found.len(), expected.len(), "{case}");
     for (name, expected) in expected {
-        assert!(largest_difference(&found[&name], &expected) < 1e-5, "{name}");
+        assert!(largest_difference(&found[name], expected) < 1e-5, "{case}: {name}");
     }
 }
 
 #[test]
 fn a_stored_adapter_gives_pefts_scores() {
     let (base, rows) = (base(), rows());
-    let hook = methods::load(&adapter("lora_qv/adapter_final"), &base).unwrap();
-    let (hidden, _) = forward(&base, &rows, Some(hook.clone()));
-    let found = base.logits(&hidden, Some(hook.as_ref())).unwrap();
-    let expected = safetensors::load(fixture("lora_qv/eval_logits.safetensors"), &candle_core::Device::Cpu).unwrap();
-    let mut start = 0;
-    for (row, example) in rows.iter().enumerate() {
-        let length = example.ids.len();
-        let expected = expected["logits"].get(row).unwrap().narrow(0, 0, length).unwrap();
-        let found = found.narrow(0, start, length).unwrap();
-        assert!(largest_difference(&found, &expected) < 1e-5, "row {row}");
-        start += length;
+    let longest = rows.iter().map(|row| row.ids.len()).max().unwrap();
+    for case in cases() {
+        let hook = methods::load(&case.adapter("adapter_final"), &base).unwrap();
+        let (hidden, _) = forward(&base, &rows, Some(hook.clone()));
+        let found = base.logits(&hidden, Some(hook.as_ref())).unwrap();
+        let expected = &case.tensors("eval_logits.safetensors")["logits"];
+        // PEFT scores virtual tokens as well.
+        let before = expected.dim(1).unwrap() - longest;
+        let mut start = 0;
+        for (row, example) in rows.iter().enumerate() {
+            let length = example.ids.len();
+            let expected = expected.get(row).unwrap().narrow(0, before, length).unwrap();
+            let found = found.narrow(0, start, length).unwrap();
+            assert!(largest_difference(&found, &expected) < 1e-5, "{}: row {row}", case.name);
+            start += length;
+        }
     }
 }

@@ -21,10 +21,13 @@ struct Row {
     adapter: Value,
     /// A fresh adapter is the base itself.
     fresh_is_base: bool,
+    /// The learning rate at which 30 steps take at least three tenths of the loss away.
+    rate: f64,
 }
 
 fn table() -> Vec<Row> {
-    let lora = |adapter| Row { adapter, fresh_is_base: true };
+    let lora = |adapter| Row { adapter, fresh_is_base: true, rate: 1e-2 };
+    let prompt = |adapter| Row { adapter, fresh_is_base: false, rate: 0.1 };
     vec![
         lora(json!({"type": "lora", "r": 3, "alpha": 7})),
         lora(json!({"type": "lora", "r": 4, "alpha": 6, "use_rslora": true, "init_lora_weights": "gaussian",
@@ -33,6 +36,8 @@ fn table() -> Vec<Row> {
         lora(json!({"type": "lora", "r": 2, "alpha": 5, "target_modules": r".*_proj", "exclude_modules": ["o_proj"]})),
         lora(json!({"type": "lora", "r": 3, "alpha": 7, "loraplus_lr_ratio": 8})),
         lora(json!({"type": "dora", "r": 3, "alpha": 7, "rank_pattern": {"q_proj": 2}})),
+        prompt(json!({"type": "prompt_tuning", "num_virtual_tokens": 11})),
+        prompt(json!({"type": "prompt_tuning", "num_virtual_tokens": 9, "prompt_tuning_init": "RANDOM"})),
     ]
 }
 
@@ -136,12 +141,16 @@ fn a_stored_adapter_is_the_same_to_the_bit() {
         assert_eq!(with(base, loaded), with(base, method.hook(None).unwrap()));
         let resumed = methods::resume(&files, base).unwrap();
         assert_eq!(resumed.export().unwrap(), files);
-        // The config stands for the same modules, ranks and scales.
-        let targets = |spec: &MethodSpec| match spec {
-            MethodSpec::Lora(spec) | MethodSpec::Dora(DoraSpec(spec)) => spec.targets(&base.info).unwrap(),
-        };
         let there = methods::spec_of(&files).unwrap();
-        assert_eq!((there.type_name(), targets(&there)), (spec.type_name(), targets(spec)));
+        assert_eq!(there.type_name(), spec.type_name());
+        match (&there, spec) {
+            // The config stands for the same modules, ranks and scales.
+            (
+                MethodSpec::Lora(there) | MethodSpec::Dora(DoraSpec(there)),
+                MethodSpec::Lora(here) | MethodSpec::Dora(DoraSpec(here)),
+            ) => assert_eq!(there.targets(&base.info).unwrap(), here.targets(&base.info).unwrap()),
+            _ => assert_eq!(&there, spec),
+        }
     });
 }
 
@@ -150,7 +159,7 @@ fn every_variable_learns_and_the_base_stays() {
     each(|row, _, base| {
         let rows = rows(&[9, 6, 12], 6);
         let spec: TrainSpec =
-            spec(base, row.adapter.clone(), json!({"n_epochs": 30, "batch_size": 3, "learning_rate": 1e-2}));
+            spec(base, row.adapter.clone(), json!({"n_epochs": 30, "batch_size": 3, "learning_rate": row.rate}));
         let weights = || -> Vec<Vec<f32>> {
             base.info
                 .linears()
@@ -162,7 +171,7 @@ fn every_variable_learns_and_the_base_stays() {
         let before = weights();
         let (_, recorder) = finish(base, &spec, &rows, From::default());
         let losses = recorder.losses();
-        assert!(losses[29] < 0.7 * losses[0], "{losses:?}");
+        assert!(losses[29] < 0.7 * losses[0], "{}: {losses:?}", row.adapter);
         assert!(before == weights(), "the base has changed");
 
         // After one step nothing is at its starting point's zeros any more: every gradient is there.
@@ -172,7 +181,9 @@ fn every_variable_learns_and_the_base_stays() {
         assert_eq!(moments.0, "trainer.safetensors");
         let moments = safetensors::load_buffer(&moments.1, &Device::Cpu).unwrap();
         let variables = create(&two.adapter, base, 1).variables();
-        assert!(variables.iter().any(|(name, _)| name.contains("layers.0.")));
+        if variables.iter().any(|(name, _)| name.contains("layers.")) {
+            assert!(variables.iter().any(|(name, _)| name.contains("layers.0.")));
+        }
         for (name, _) in variables {
             let largest = moments[&format!("m.{name}")].abs().unwrap().flatten_all().unwrap().max(0).unwrap();
             assert!(largest.to_scalar::<f32>().unwrap() > 0.0, "{name} has no gradient");

@@ -5,6 +5,7 @@ mod card;
 mod dora;
 mod lora;
 mod objective;
+mod prompt_tuning;
 mod read;
 mod request;
 mod targets;
@@ -19,6 +20,7 @@ pub use card::Card;
 pub use dora::DoraSpec;
 pub use lora::{LoraInit, LoraInitName, LoraSpec, LoraTarget};
 pub use objective::ObjectiveSpec;
+pub use prompt_tuning::{PromptInit, PromptTuningSpec};
 pub use request::{Hyperparameters, TrainingRequest};
 pub use targets::{ALL_LINEAR, Targets};
 pub use training::{EarlyStopping, Precision, Schedule, Training};
@@ -47,23 +49,15 @@ impl SpecError {
 type Read = fn(&Value) -> Result<MethodSpec, SpecError>;
 
 /// Methods that can be trained, by the `type` in requests.
-const METHODS: &[(&str, Read)] =
-    &[("lora", |value| read_as(value, MethodSpec::Lora)), ("dora", |value| read_as(value, MethodSpec::Dora))];
+const METHODS: &[(&str, Read)] = &[
+    ("lora", |value| read_as(value, MethodSpec::Lora)),
+    ("dora", |value| read_as(value, MethodSpec::Dora)),
+    ("prompt_tuning", |value| read_as(value, MethodSpec::PromptTuning)),
+];
 
 /// Methods that the wire knows and that cannot be trained yet.
-const PLANNED: &[&str] = &[
-    "qlora",
-    "adalora",
-    "ia3",
-    "prompt_tuning",
-    "prefix_tuning",
-    "p_tuning",
-    "p_tuning_v2",
-    "unipelt",
-    "moe_lora",
-    "xlora",
-    "auto",
-];
+const PLANNED: &[&str] =
+    &["qlora", "adalora", "ia3", "prefix_tuning", "p_tuning", "p_tuning_v2", "unipelt", "moe_lora", "xlora", "auto"];
 
 /// A method and its knobs, in PEFT's names. In JSON: `{"type": "lora", "r": 8, …}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,6 +65,7 @@ const PLANNED: &[&str] = &[
 pub enum MethodSpec {
     Lora(LoraSpec),
     Dora(DoraSpec),
+    PromptTuning(PromptTuningSpec),
 }
 
 impl Default for MethodSpec {
@@ -98,6 +93,11 @@ pub trait Knobs {
     /// The number of trained values on this base.
     fn trainable(&self, base: &BaseInfo) -> u64;
 
+    /// Places of the context that it takes before the text.
+    fn virtual_tokens(&self) -> usize {
+        0
+    }
+
     /// What users read before they choose.
     fn card(&self) -> Card;
 }
@@ -114,6 +114,7 @@ impl MethodSpec {
         match self {
             MethodSpec::Lora(spec) => spec,
             MethodSpec::Dora(spec) => spec,
+            MethodSpec::PromptTuning(spec) => spec,
         }
     }
 
@@ -122,6 +123,7 @@ impl MethodSpec {
         match self {
             MethodSpec::Lora(_) => "lora",
             MethodSpec::Dora(_) => "dora",
+            MethodSpec::PromptTuning(_) => "prompt_tuning",
         }
     }
 
@@ -164,6 +166,11 @@ impl MethodSpec {
     /// The number of trained values on this base.
     pub fn trainable(&self, base: &BaseInfo) -> u64 {
         self.knobs().trainable(base)
+    }
+
+    /// Places of the context that it takes before the text.
+    pub fn virtual_tokens(&self) -> usize {
+        self.knobs().virtual_tokens()
     }
 
     pub fn card(&self) -> Card {

@@ -53,6 +53,11 @@ fn defaults_aliases_and_round_trip() {
 
 #[test]
 fn refusals_name_the_field() {
+    let typed = |name: &str, mut adapter: Value| {
+        adapter["type"] = json!(name);
+        adapter
+    };
+    let prompt = |adapter| typed("prompt_tuning", adapter);
     let cases = [
         (json!({"type": "lorra"}), "adapter.type", "unknown method lorra; known are lora"),
         (json!({"type": "ia3"}), "adapter.type", "not available yet"),
@@ -83,6 +88,13 @@ fn refusals_name_the_field() {
         (json!({"target_modules": ["q_proj"], "exclude_modules": ["q_proj"]}), "adapter.target_modules", "leave"),
         (json!({"layers_to_transform": [12]}), "adapter.layers_to_transform", "below the 12 layers"),
         (json!({"layers_to_transform": 1, "target_modules": ".*q_proj"}), "adapter.layers_to_transform", "beside"),
+        (prompt(json!({"num_virtual_tokens": 0})), "adapter.num_virtual_tokens", "is 0; it must be 1 to 1024"),
+        (prompt(json!({"num_virtual_tokens": 1025})), "adapter.num_virtual_tokens", "half of the context of small"),
+        (prompt(json!({"num_virtual_tokens": 2.5})), "adapter.num_virtual_tokens", "invalid type"),
+        (prompt(json!({"prompt_tuning_init": "text"})), "adapter.prompt_tuning_init", "`SAMPLE_VOCAB`, `TEXT`"),
+        (prompt(json!({"prompt_tuning_init": "TEXT"})), "adapter.prompt_tuning_init_text", "which has none"),
+        (prompt(json!({"prompt_tuning_init_text": "x"})), "adapter.prompt_tuning_init_text", "only read when"),
+        (prompt(json!({"r": 8})), "adapter.r", "unknown field adapter.r; known are num_virtual_tokens, prompt"),
     ];
     for (adapter, param, text) in cases {
         let (named, message) = refusal(adapter.clone());
