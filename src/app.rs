@@ -107,7 +107,15 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     let wake = Arc::new(Notify::new());
     let workers = node.start_workers(config.workers, &wake);
     let Node { db, store, bases, lock } = node;
-    let service = Service { db, store, bases, engine: engine.clone(), wake, max_upload: config.max_upload };
+    let service = Service {
+        db,
+        store,
+        bases,
+        engine: engine.clone(),
+        wake,
+        max_upload: config.max_upload,
+        retention_days: config.completion_retention,
+    };
     let state = AppState::new(service);
     let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listening on {}", config.listen))?;
     let address = listener.local_addr()?;

@@ -105,6 +105,10 @@ pub struct Config {
     /// The largest upload, in bytes.
     #[arg(long, env = "ATTUNE_MAX_UPLOAD", default_value_t = 512 << 20)]
     pub max_upload: u64,
+    /// Days that a chat answer is kept when its request says `"store": true`, with the feedback on it; 0 keeps none
+    /// and refuses such requests. Nothing is kept unasked.
+    #[arg(long, env = "ATTUNE_COMPLETION_RETENTION", default_value_t = 30)]
+    pub completion_retention: u32,
     /// Sequences in one forward of the serving engine.
     #[arg(long, env = "ATTUNE_MAX_BATCH", default_value_t = 32)]
     pub max_batch: usize,

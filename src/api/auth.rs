@@ -17,6 +17,8 @@ use crate::{
 pub struct Training(pub Caller);
 /// May generate text.
 pub struct Inference(pub String);
+/// May say what it thinks of generated text: that leaves a trace.
+pub struct Inferring(pub Caller);
 /// May look at files, jobs and adapters.
 pub struct Reading(pub String);
 /// May look at the models: whoever uses them must find them.
@@ -59,5 +61,6 @@ macro_rules! extractor {
 
 extractor!(Training, std::convert::identity, Training);
 extractor!(Inference, project, Inference);
+extractor!(Inferring, std::convert::identity, Inference);
 extractor!(Reading, project, Read, Training);
 extractor!(Listing, project, Read, Training, Inference);

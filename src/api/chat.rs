@@ -19,11 +19,11 @@ use super::{
     stream::{Pieces, respond, side_by_side},
 };
 use crate::{
-    domain::id,
+    domain::{StoredCompletion, id},
     inference::{Resident, TokenLogprob},
     jobs::now,
     service::{
-        Problem,
+        Problem, Service,
         chat::{messages, prompt},
         fields::{Unsupported, in_range, refuse_unsupported},
         generate::{Generation, Piece, Wanted},
@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// What OpenAI documents and this server does not do, yet.
-const UNSUPPORTED: [Unsupported; 22] = [
+const UNSUPPORTED: [Unsupported; 21] = [
     Unsupported::always("audio"),
     Unsupported::always("function_call"),
     Unsupported::always("functions"),
@@ -47,7 +47,6 @@ const UNSUPPORTED: [Unsupported; 22] = [
     Unsupported { name: "response_format", neutral: |v| *v == serde_json::json!({"type": "text"}) },
     Unsupported::always("safety_identifier"),
     Unsupported { name: "service_tier", neutral: |v| matches!(v.as_str(), Some("auto" | "default")) },
-    Unsupported { name: "store", neutral: |v| v.as_bool() == Some(false) },
     Unsupported { name: "tool_choice", neutral: |v| matches!(v.as_str(), Some("none" | "auto")) },
     Unsupported { name: "tools", neutral: |v| v.as_array().is_some_and(Vec::is_empty) },
     Unsupported::always("user"),
@@ -71,6 +70,8 @@ pub struct ChatRequest {
     logprobs: Option<bool>,
     /// Alternatives with each token's log-probability, 0 to 20; needs `logprobs`.
     top_logprobs: Option<u64>,
+    /// Keeps the conversation and its answers on the server, for feedback. Default false.
+    store: Option<bool>,
 }
 
 type Request = Asked<ChatRequest>;
@@ -186,8 +187,8 @@ pub async fn create(
     let (generations, answer) = start(&state, &project, &request).await?;
     let pieces = side_by_side(generations);
     match with_usage {
-        Some(with_usage) => Ok(answer.stream(pieces, with_usage)),
-        None => Ok(Json(answer.collect(pieces).await?).into_response()),
+        Some(with_usage) => Ok(answer.stream(pieces, with_usage, state.service)),
+        None => Ok(Json(answer.collect(pieces, &state.service).await?).into_response()),
     }
 }
 
@@ -212,8 +213,11 @@ async fn start(state: &AppState, project: &str, request: &Request) -> Result<(Ve
     if max_tokens == Some(0) {
         return Err(Problem::invalid(max_tokens_param, "out_of_range", format!("{max_tokens_param} is 0, below 1")));
     }
+    let store = own.store.unwrap_or(false);
+    state.service.check_store(store)?;
     let model = state.service.model(project, &own.model).await?;
-    let prompt = prompt(&model, &messages(&own.messages)?)?;
+    let messages = messages(&own.messages)?;
+    let prompt = prompt(&model, &messages)?;
     let prompt_tokens = prompt.len() as u64;
     let generations = state.service.generate(Wanted {
         model: &model,
@@ -235,6 +239,7 @@ async fn start(state: &AppState, project: &str, request: &Request) -> Result<(Ve
         prompt_tokens,
         n,
         with_logprobs: logprobs.is_some(),
+        kept: store.then(|| (project.to_owned(), messages)),
     };
     Ok((generations, answer))
 }
@@ -248,6 +253,8 @@ struct Answer {
     prompt_tokens: u64,
     n: u64,
     with_logprobs: bool,
+    /// The project and the conversation, when the answers are to be kept.
+    kept: Option<(String, Vec<Value>)>,
 }
 
 impl Answer {
@@ -263,7 +270,15 @@ impl Answer {
         }
     }
 
-    async fn collect(&self, mut pieces: Pieces) -> Result<ChatCompletion, Problem> {
+    /// Keeps the answers if the request asked for it; after this they can be spoken of.
+    async fn keep(&self, choices: Vec<String>, service: &Service) -> Result<(), Problem> {
+        let Some((project, messages)) = self.kept.clone() else { return Ok(()) };
+        let (id, model, fingerprint) = (self.id.clone(), self.model.clone(), self.fingerprint.clone());
+        let kept = StoredCompletion { id, project, model, fingerprint, created_at: now(), messages, choices };
+        service.keep_completion(kept).await
+    }
+
+    async fn collect(&self, mut pieces: Pieces, service: &Service) -> Result<ChatCompletion, Problem> {
         let empty = |index| ChatChoice {
             index,
             message: Some(Message { role: Some("assistant".to_owned()), content: Some(String::new()), refusal: None }),
@@ -285,11 +300,13 @@ impl Answer {
             }
             choice.finish_reason = reason;
         }
+        let text = |choice: &ChatChoice| choice.message.as_ref().and_then(|m| m.content.clone()).unwrap_or_default();
+        self.keep(choices.iter().map(text).collect(), service).await?;
         let usage = Usage::new(self.prompt_tokens, counts.iter().sum());
         Ok(self.envelope("chat.completion", choices, Some(usage)))
     }
 
-    fn stream(self, mut pieces: Pieces, with_usage: bool) -> Response {
+    fn stream(self, mut pieces: Pieces, with_usage: bool, service: Service) -> Response {
         let (sender, receiver) = mpsc::channel(64);
         tokio::spawn(async move {
             let object = "chat.completion.chunk";
@@ -305,11 +322,13 @@ impl Answer {
                 }
             }
             let mut counts = vec![0; self.n as usize];
+            let mut texts = vec![String::new(); self.n as usize];
             while let Some((index, piece, tokens)) = pieces.recv().await {
                 counts[index as usize] = tokens;
                 let answer = match piece.map(parts) {
                     Err(problem) => Err(problem),
                     Ok((text, token, reason)) => {
+                        texts[index as usize].push_str(&text);
                         let logprobs = token.map(|found| ChatLogprobs {
                             content: vec![ChatLogprob::new(&self.resident, &found)],
                             refusal: None,
@@ -325,6 +344,10 @@ impl Answer {
                 if sender.send(answer).await.is_err() || failed {
                     return;
                 }
+            }
+            if let Err(problem) = self.keep(texts, &service).await {
+                _ = sender.send(Err(problem)).await;
+                return;
             }
             if with_usage {
                 let usage = Usage::new(self.prompt_tokens, counts.iter().sum());

@@ -35,7 +35,11 @@ use crate::{
 pub struct CreateJob {
     /// A base, or a tuned model to continue.
     model: String,
-    training_file: String,
+    /// `file-…`. Needed, unless `feedback` stands in its place.
+    training_file: Option<String>,
+    /// Trains on what people said of answers: an export (`/v1/feedback/export` without its `format`, which follows
+    /// from `method`) becomes the training file.
+    feedback: Option<Object>,
     validation_file: Option<String>,
     /// Part of the tuned model's name: 1 to 64 letters, digits, dots, dashes, underscores.
     suffix: Option<String>,

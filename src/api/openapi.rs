@@ -25,6 +25,7 @@ use super::router::routes;
         (name = "fine-tuning", description = "Jobs and what can be trained"),
         (name = "models", description = "Bases and tuned models"),
         (name = "adapters", description = "Adapters as files"),
+        (name = "feedback", description = "What people say of answers, and datasets made of it"),
         (name = "health", description = "For whoever runs the server"),
     ),
 )]

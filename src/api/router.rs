@@ -15,7 +15,10 @@ use tower_http::{
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{AppState, adapters, chat, completions, error, extract::MAX_JSON, files, health, jobs, methods, models};
+use super::{
+    AppState, adapters, chat, completions, error, extract::MAX_JSON, feedback, files, health, jobs, kept, methods,
+    models,
+};
 use crate::{domain::id, service::Problem};
 
 /// Every route with its documentation.
@@ -23,6 +26,7 @@ pub fn routes(max_upload: u64) -> OpenApiRouter<AppState> {
     let uploads = DefaultBodyLimit::max(usize::try_from(max_upload).unwrap_or(usize::MAX).saturating_add(1 << 20));
     OpenApiRouter::new()
         .routes(routes!(chat::create))
+        .routes(routes!(kept::retrieve, kept::delete))
         .routes(routes!(completions::create))
         .routes(routes!(models::list))
         .routes(routes!(models::retrieve, models::delete))
@@ -44,6 +48,9 @@ pub fn routes(max_upload: u64) -> OpenApiRouter<AppState> {
         .routes(routes!(jobs::checkpoints))
         .routes(routes!(adapters::retrieve))
         .routes(routes!(adapters::download))
+        .routes(routes!(feedback::create, feedback::list))
+        .routes(routes!(feedback::export))
+        .routes(routes!(feedback::delete))
         .routes(routes!(methods::list))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))

@@ -5,6 +5,7 @@ mod answers;
 mod audit;
 mod checkpoints;
 mod events;
+mod feedback;
 mod files;
 mod jobs;
 mod keys;
@@ -20,6 +21,7 @@ use sqlx::{
 
 pub use answers::Once;
 pub use checkpoints::CheckpointRecord;
+pub use feedback::FeedbackFilter;
 pub use jobs::Wish;
 pub use queue::{Claim, NewEvent, Publication};
 
@@ -32,6 +34,7 @@ macro_rules! migrations {
                 "order actors answers",
                 include_str!(concat!("../../migrations/", $folder, "/0002_order_actors_answers.sql")),
             ),
+            ("feedback", include_str!(concat!("../../migrations/", $folder, "/0003_feedback.sql"))),
         ]
     };
 }

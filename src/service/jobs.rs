@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use super::{
     Fault, Problem, Service,
     catalogue::Model,
+    feedback::{RowFormat, Selection},
     fields::{Unsupported, check_metadata, in_range, read, refuse_unsupported},
     files::first_error,
     once::remembered,
@@ -26,7 +27,9 @@ use crate::{
 #[serde(deny_unknown_fields)]
 struct Body {
     model: String,
-    training_file: String,
+    training_file: Option<String>,
+    /// In the place of a file: what people said of answers in a period.
+    feedback: Option<Value>,
     validation_file: Option<String>,
     suffix: Option<String>,
     seed: Option<u64>,
@@ -57,7 +60,7 @@ impl Service {
         let body: Body = read(body)?;
         let project = &caller.project;
         let work = async {
-            let job = self.plan(project, &body).await?;
+            let job = self.plan(caller, &body).await?;
             if !body.dry_run.unwrap_or(false) {
                 self.db.insert_job(&caller.key, &job, once.as_ref()).await?;
                 self.wake.notify_one();
@@ -67,7 +70,8 @@ impl Service {
         self.once(project, once.as_ref(), work).await
     }
 
-    async fn plan(&self, project: &str, body: &Body) -> Result<Job, Problem> {
+    async fn plan(&self, caller: &Caller, body: &Body) -> Result<Job, Problem> {
+        let project = caller.project.as_str();
         if let Some(metadata) = &body.metadata {
             check_metadata(metadata)?;
         }
@@ -91,7 +95,8 @@ impl Service {
         let request = TrainingRequest::from_json(body.training.as_ref().unwrap_or(&Value::Null), &hyper)?;
         // Ranges first, so that a wrong number does not wait for the data.
         let checked = Training::resolve(&request, &adapter, base, 0)?;
-        let report = self.usable(project, &model, &body.training_file, "training_file", checked.max_seq_len).await?;
+        let training_file = self.training_file(caller, body, &objective).await?;
+        let report = self.usable(project, &model, &training_file, "training_file", checked.max_seq_len).await?;
         if let Some(file) = &body.validation_file {
             self.usable(project, &model, file, "validation_file", checked.max_seq_len).await?;
         }
@@ -117,7 +122,7 @@ impl Service {
             status: JobStatus::Queued,
             requested: None,
             model: model.name.clone(),
-            training_file: body.training_file.clone(),
+            training_file,
             validation_file: body.validation_file.clone(),
             output_model: format!("ft:{}:{project}:{}:{tag}", base.id, suffix.unwrap_or_default()),
             spec,
@@ -131,6 +136,30 @@ impl Service {
             barren_attempts: 0,
             estimated_finish: None,
         })
+    }
+
+    /// The file that is named, or one made of feedback, in the format that the objective trains on.
+    async fn training_file(&self, caller: &Caller, body: &Body, objective: &ObjectiveSpec) -> Result<String, Problem> {
+        match (&body.training_file, &body.feedback) {
+            (Some(file), None) => Ok(file.clone()),
+            (None, Some(Value::Object(selection))) => {
+                let within = |problem: Problem| {
+                    let param = problem.param.as_deref().unwrap_or_default();
+                    Problem { param: Some(format!("feedback.{param}")), ..problem }
+                };
+                let selection: Selection = read(selection.clone()).map_err(within)?;
+                let made = self.export_feedback(caller, &selection, RowFormat::of(objective)).await.map_err(within)?;
+                Ok(made.file.id)
+            }
+            (None, Some(_)) => Err(Problem::invalid("feedback", "invalid_type", "feedback is not an object")),
+            (Some(_), Some(_)) => {
+                let message = "training_file and feedback are two sources: leave one out";
+                Err(Problem::invalid("feedback", "given_twice", message))
+            }
+            (None, None) => {
+                Err(Problem::invalid("training_file", "missing_required_parameter", "missing field training_file"))
+            }
+        }
     }
 
     /// The request's `adapter`, or the one of the tuned model that is continued.

@@ -4,6 +4,7 @@
 pub mod adapters;
 pub mod catalogue;
 pub mod chat;
+pub mod feedback;
 pub mod fields;
 pub mod files;
 pub mod generate;
@@ -36,4 +37,6 @@ pub struct Service {
     pub wake: Arc<Notify>,
     /// The largest file that an upload may bring, in bytes.
     pub max_upload: u64,
+    /// Days that answers are kept whose requests ask for it; 0 keeps none.
+    pub retention_days: u32,
 }

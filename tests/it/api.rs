@@ -2,6 +2,7 @@
 
 mod access;
 mod bad_input;
+mod feedback;
 mod idempotency;
 mod lists;
 mod sampling;
