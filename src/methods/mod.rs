@@ -5,6 +5,8 @@ pub mod dora;
 mod dropout;
 pub mod file;
 pub mod lora;
+pub mod p_tuning;
+pub mod prefix_tuning;
 pub mod prompt_tuning;
 mod virtual_tokens;
 
@@ -98,6 +100,9 @@ fn of(spec: &MethodSpec) -> &dyn Method {
         MethodSpec::Lora(spec) => spec,
         MethodSpec::Dora(spec) => spec,
         MethodSpec::PromptTuning(spec) => spec,
+        MethodSpec::PTuning(spec) => spec,
+        MethodSpec::PrefixTuning(spec) => spec,
+        MethodSpec::PTuningV2(spec) => spec,
     }
 }
 
@@ -121,9 +126,21 @@ pub fn spec_of(files: &AdapterFiles) -> Result<MethodSpec, MethodError> {
     match config.get("peft_type").and_then(|value| value.as_str()) {
         Some("LORA") => lora::spec_of(&config),
         Some("PROMPT_TUNING") => Ok(MethodSpec::PromptTuning(prompt_tuning::spec_of(&config)?)),
+        Some("P_TUNING") => Ok(MethodSpec::PTuning(p_tuning::spec_of(&config)?)),
+        Some("PREFIX_TUNING") => Ok(MethodSpec::PrefixTuning(prefix_tuning::spec_of(&config)?)),
         Some(other) => {
             Err(MethodError::Unsupported(format!("adapter_config.json: peft_type {other} is not supported")))
         }
         None => Err(MethodError::Mismatch("adapter_config.json: peft_type is missing".into())),
     }
+}
+
+/// What a job trains that continues an adapter. Of encoders only the product is stored: such adapters go on as the plain
+/// rows that it is.
+pub fn continued(files: &AdapterFiles) -> Result<MethodSpec, MethodError> {
+    Ok(match spec_of(files)? {
+        MethodSpec::PTuning(spec) => MethodSpec::PromptTuning((&spec).into()),
+        MethodSpec::PrefixTuning(spec) => MethodSpec::PrefixTuning(spec.flat()),
+        spec => spec,
+    })
 }

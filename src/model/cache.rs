@@ -31,6 +31,11 @@ impl SequenceCache {
         self.tokens == 0
     }
 
+    /// A layer's keys and values, `(rows, kv_heads · head_dim)` each, with what an adapter put before the text.
+    pub fn rows(&self, layer: usize) -> [&[f32]; 2] {
+        [&self.layers[layer].k, &self.layers[layer].v]
+    }
+
     /// Memory that the rows hold.
     pub fn bytes(&self) -> usize {
         let floats: usize = self.layers.iter().map(|l| l.k.capacity() + l.v.capacity()).sum();

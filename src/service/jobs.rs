@@ -171,7 +171,7 @@ impl Service {
             }
             (Some(record), None) => {
                 let (_, files) = read_adapter(&self.store, &record.generation).await?;
-                methods::spec_of(&files).map_err(|error| Problem::from(error).at("model"))
+                methods::continued(&files).map_err(|error| Problem::from(error).at("model"))
             }
             (None, Some(asked)) => Ok(MethodSpec::from_json(asked)?),
             (None, None) => Ok(MethodSpec::from_json(&json!({"type": "lora"}))?),

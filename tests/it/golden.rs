@@ -30,6 +30,18 @@ fn cases() -> Vec<Case> {
             "prompt_tuning",
             json!({"type": "prompt_tuning", "num_virtual_tokens": 5, "prompt_tuning_init": "RANDOM"}),
         ),
+        case("prefix_tuning", json!({"type": "prefix_tuning", "num_virtual_tokens": 5, "init_weights": "random"})),
+        case(
+            "prefix_projection",
+            json!({"type": "prefix_tuning", "num_virtual_tokens": 3, "prefix_projection": true,
+                   "encoder_hidden_size": 40}),
+        ),
+        case("p_tuning_mlp", json!({"type": "p_tuning", "num_virtual_tokens": 5, "encoder_hidden_size": 32})),
+        case(
+            "p_tuning_lstm",
+            json!({"type": "p_tuning", "num_virtual_tokens": 7, "encoder_reparameterization_type": "LSTM",
+                   "encoder_hidden_size": 10, "encoder_num_layers": 3}),
+        ),
     ]
 }
 

@@ -20,3 +20,4 @@ mod storage;
 mod support;
 mod text;
 mod trainer;
+mod virtual_tokens;

@@ -5,6 +5,8 @@ mod card;
 mod dora;
 mod lora;
 mod objective;
+mod p_tuning;
+mod prefix_tuning;
 mod prompt_tuning;
 mod read;
 mod request;
@@ -20,6 +22,8 @@ pub use card::Card;
 pub use dora::DoraSpec;
 pub use lora::{LoraInit, LoraInitName, LoraSpec, LoraTarget};
 pub use objective::ObjectiveSpec;
+pub use p_tuning::{PTuningSpec, Reparameterization};
+pub use prefix_tuning::{PTuningV2Spec, PrefixInit, PrefixTuningSpec};
 pub use prompt_tuning::{PromptInit, PromptTuningSpec};
 pub use request::{Hyperparameters, TrainingRequest};
 pub use targets::{ALL_LINEAR, Targets};
@@ -53,11 +57,13 @@ const METHODS: &[(&str, Read)] = &[
     ("lora", |value| read_as(value, MethodSpec::Lora)),
     ("dora", |value| read_as(value, MethodSpec::Dora)),
     ("prompt_tuning", |value| read_as(value, MethodSpec::PromptTuning)),
+    ("p_tuning", |value| read_as(value, MethodSpec::PTuning)),
+    ("prefix_tuning", |value| read_as(value, MethodSpec::PrefixTuning)),
+    ("p_tuning_v2", |value| read_as(value, MethodSpec::PTuningV2)),
 ];
 
 /// Methods that the wire knows and that cannot be trained yet.
-const PLANNED: &[&str] =
-    &["qlora", "adalora", "ia3", "prefix_tuning", "p_tuning", "p_tuning_v2", "unipelt", "moe_lora", "xlora", "auto"];
+const PLANNED: &[&str] = &["qlora", "adalora", "ia3", "unipelt", "moe_lora", "xlora", "auto"];
 
 /// A method and its knobs, in PEFT's names. In JSON: `{"type": "lora", "r": 8, …}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,6 +72,9 @@ pub enum MethodSpec {
     Lora(LoraSpec),
     Dora(DoraSpec),
     PromptTuning(PromptTuningSpec),
+    PTuning(PTuningSpec),
+    PrefixTuning(PrefixTuningSpec),
+    PTuningV2(PTuningV2Spec),
 }
 
 impl Default for MethodSpec {
@@ -115,6 +124,9 @@ impl MethodSpec {
             MethodSpec::Lora(spec) => spec,
             MethodSpec::Dora(spec) => spec,
             MethodSpec::PromptTuning(spec) => spec,
+            MethodSpec::PTuning(spec) => spec,
+            MethodSpec::PrefixTuning(spec) => spec,
+            MethodSpec::PTuningV2(spec) => spec,
         }
     }
 
@@ -124,6 +136,9 @@ impl MethodSpec {
             MethodSpec::Lora(_) => "lora",
             MethodSpec::Dora(_) => "dora",
             MethodSpec::PromptTuning(_) => "prompt_tuning",
+            MethodSpec::PTuning(_) => "p_tuning",
+            MethodSpec::PrefixTuning(_) => "prefix_tuning",
+            MethodSpec::PTuningV2(_) => "p_tuning_v2",
         }
     }
 

@@ -75,6 +75,18 @@ impl Knobs for PromptTuningSpec {
     }
 }
 
+/// Wide enough for every use, and a number that fits memory.
+pub(super) fn check_encoder_size(size: Option<usize>, base: &BaseInfo) -> Result<(), SpecError> {
+    let most = 4 * base.hidden;
+    match size.filter(|size| !(1..=most).contains(size)) {
+        None => Ok(()),
+        Some(size) => {
+            let limits = format!("1 to {most}, four times the width of {}", base.id);
+            Err(out_of_range("adapter.encoder_hidden_size", size, &limits))
+        }
+    }
+}
+
 /// At least one; and the text keeps half of the context.
 pub(super) fn check_virtual_tokens(tokens: usize, base: &BaseInfo) -> Result<(), SpecError> {
     let most = base.context / 2;

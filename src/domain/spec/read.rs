@@ -15,10 +15,11 @@ where
     T: Default + Serialize + DeserializeOwned,
 {
     let fields = fields(value, path)?;
-    let mut known: Vec<String> = match serde_json::to_value(T::default()) {
-        Ok(Value::Object(defaults)) => defaults.into_iter().map(|(name, _)| name).collect(),
-        _ => Vec::new(),
+    let defaults = match serde_json::to_value(T::default()) {
+        Ok(Value::Object(defaults)) => defaults,
+        _ => Map::new(),
     };
+    let mut known: Vec<String> = defaults.keys().cloned().collect();
     let mut named = Map::new();
     for (key, value) in fields.iter().filter(|(key, _)| *key != skip) {
         let name = aliases.iter().find(|(spelling, _)| spelling == key).map_or(key.as_str(), |(_, name)| *name);
@@ -35,6 +36,8 @@ where
         }
     }
     named.retain(|_, value| !value.is_null());
+    // Presets of one struct differ in their defaults.
+    defaults.into_iter().for_each(|(name, value)| _ = named.entry(name).or_insert(value));
     serde_path_to_error::deserialize(Value::Object(named)).map_err(|error| {
         let inner = error.path().to_string();
         let param = if inner == "." { path.to_owned() } else { join(path, &inner) };

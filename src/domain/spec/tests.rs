@@ -58,6 +58,12 @@ fn refusals_name_the_field() {
         adapter
     };
     let prompt = |adapter| typed("prompt_tuning", adapter);
+    let p_tuning = |adapter| typed("p_tuning", adapter);
+    let prefix = |adapter| typed("prefix_tuning", adapter);
+    let lstm = |mut adapter: Value| {
+        adapter["encoder_reparameterization_type"] = json!("LSTM");
+        p_tuning(adapter)
+    };
     let cases = [
         (json!({"type": "lorra"}), "adapter.type", "unknown method lorra; known are lora"),
         (json!({"type": "ia3"}), "adapter.type", "not available yet"),
@@ -94,6 +100,34 @@ fn refusals_name_the_field() {
         (prompt(json!({"prompt_tuning_init": "text"})), "adapter.prompt_tuning_init", "`SAMPLE_VOCAB`, `TEXT`"),
         (prompt(json!({"prompt_tuning_init": "TEXT"})), "adapter.prompt_tuning_init_text", "which has none"),
         (prompt(json!({"prompt_tuning_init_text": "x"})), "adapter.prompt_tuning_init_text", "only read when"),
+        (p_tuning(json!({"num_virtual_tokens": 0})), "adapter.num_virtual_tokens", "1 to 1024"),
+        (p_tuning(json!({"encoder_hidden_size": 0})), "adapter.encoder_hidden_size", "is 0; it must be 1 to 2304"),
+        (p_tuning(json!({"encoder_hidden_size": 2305})), "adapter.encoder_hidden_size", "four times the width"),
+        (p_tuning(json!({"encoder_num_layers": 0})), "adapter.encoder_num_layers", "1 to 8"),
+        (p_tuning(json!({"encoder_num_layers": 3})), "adapter.encoder_num_layers", "the MLP always has"),
+        (p_tuning(json!({"encoder_dropout": 1.0})), "adapter.encoder_dropout", "below 1"),
+        (p_tuning(json!({"encoder_dropout": 0.1})), "adapter.encoder_dropout", "the MLP has no dropout"),
+        (lstm(json!({"encoder_num_layers": 9})), "adapter.encoder_num_layers", "is 9; it must be 1 to 8"),
+        (lstm(json!({"encoder_num_layers": 1, "encoder_dropout": 0.1})), "adapter.encoder_dropout", "one only"),
+        (
+            p_tuning(json!({"encoder_reparameterization_type": "GRU"})),
+            "adapter.encoder_reparameterization_type",
+            "expected `MLP` or `LSTM`",
+        ),
+        (prefix(json!({"num_virtual_tokens": 1025})), "adapter.num_virtual_tokens", "1 to 1024"),
+        (prefix(json!({"encoder_hidden_size": 9})), "adapter.encoder_hidden_size", "prefix_projection's network"),
+        (
+            prefix(json!({"encoder_hidden_size": 2305, "prefix_projection": true})),
+            "adapter.encoder_hidden_size",
+            "is 2305; it must be 1 to 2304",
+        ),
+        (prefix(json!({"init_weights": "zeros"})), "adapter.init_weights", "expected one of `sample_vocab`"),
+        (
+            prefix(json!({"init_weights": "sample_vocab", "prefix_projection": true})),
+            "adapter.init_weights",
+            "random or zero",
+        ),
+        (typed("p_tuning_v2", json!({"num_virtual_tokens": 0})), "adapter.num_virtual_tokens", "1 to 1024"),
         (prompt(json!({"r": 8})), "adapter.r", "unknown field adapter.r; known are num_virtual_tokens, prompt"),
     ];
     for (adapter, param, text) in cases {
@@ -143,6 +177,20 @@ fn ranks_and_scales_are_resolved_by_pattern() {
 
     let qv = lora(json!({"target_modules": ["q_proj", "v_proj"]}));
     assert_eq!(qv.trainable(&base()), 12 * 8 * (576 + 576 + 576 + 192));
+}
+
+/// A preset has defaults of its own, also where a request names other fields.
+#[test]
+fn presets_fill_in_their_own_defaults() {
+    let tokens = |value: Value| MethodSpec::from_json(&value).unwrap().virtual_tokens();
+    assert_eq!(tokens(json!({"type": "prefix_tuning"})), 20);
+    assert_eq!(tokens(json!({"type": "p_tuning_v2", "init_weights": "zero"})), 64);
+    assert_eq!(tokens(json!({"type": "p_tuning_v2", "num_virtual_tokens": 3})), 3);
+    let spec = MethodSpec::from_json(&json!({"type": "p_tuning_v2", "prefix_projection": null})).unwrap();
+    let stored = serde_json::to_value(&spec).unwrap();
+    assert_eq!((&stored["type"], &stored["prefix_projection"]), (&json!("p_tuning_v2"), &json!(false)));
+    assert_eq!(serde_json::from_value::<MethodSpec>(stored.clone()).unwrap(), spec);
+    assert_eq!(MethodSpec::from_json(&stored).unwrap(), spec);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! model takes them (as embeddings, or as keys and values) are two things that meet here.
 
 pub mod file;
+pub mod network;
 
 use std::sync::Arc;
 
