@@ -28,7 +28,7 @@ use super::{
 use crate::{
     domain::{FileRecord, FileReport},
     service::{Fault, Problem, Service, fields::in_range},
-    storage::{Key, StorageError, Stored},
+    storage::{ByteStream, Key, StorageError, Stored},
 };
 
 /// OpenAI's file object.
@@ -73,7 +73,7 @@ pub struct Upload {
     purpose: String,
 }
 
-fn broken(error: MultipartError) -> Problem {
+pub(super) fn broken(error: MultipartError) -> Problem {
     Problem::new(Fault::Invalid, "invalid_multipart", error.body_text())
 }
 
@@ -140,7 +140,7 @@ impl Parts {
                 }
                 "file" => {
                     self.name = field.file_name().unwrap_or_default().to_owned();
-                    self.content = Some(receive(service, &mut field).await?);
+                    self.content = Some(streamed(&mut field, |body| service.receive(body)).await?);
                 }
                 "purpose" => {
                     let text = field.text().await.map_err(broken)?;
@@ -157,8 +157,11 @@ impl Parts {
     }
 }
 
-/// Streams a field into the store, a few chunks in memory.
-async fn receive(service: &Service, field: &mut Field<'_>) -> Result<(String, Stored), Problem> {
+/// Streams a field to whoever stores it, a few chunks in memory.
+pub(super) async fn streamed<T, F: Future<Output = Result<T, Problem>>>(
+    field: &mut Field<'_>,
+    store: impl FnOnce(ByteStream) -> F,
+) -> Result<T, Problem> {
     let (sender, receiver) = mpsc::channel::<Result<Bytes, StorageError>>(4);
     let feed = async move {
         loop {
@@ -173,7 +176,7 @@ async fn receive(service: &Service, field: &mut Field<'_>) -> Result<(String, St
             }
         }
     };
-    let (stored, ()) = tokio::join!(service.receive(ReceiverStream::new(receiver).boxed()), feed);
+    let (stored, ()) = tokio::join!(store(ReceiverStream::new(receiver).boxed()), feed);
     stored
 }
 

@@ -19,6 +19,7 @@ mod request;
 mod router;
 pub mod serve;
 mod stream;
+mod uploads;
 
 use std::sync::{
     Arc,

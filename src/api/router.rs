@@ -17,7 +17,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     AppState, adapters, chat, completions, error, extract::MAX_JSON, feedback, files, health, jobs, kept, methods,
-    models,
+    models, uploads,
 };
 use crate::{domain::id, service::Problem};
 
@@ -34,8 +34,12 @@ pub fn routes(max_upload: u64) -> OpenApiRouter<AppState> {
             OpenApiRouter::new()
                 .routes(routes!(files::create, files::list))
                 .routes(routes!(adapters::import, adapters::list))
+                .routes(routes!(uploads::add_part))
                 .layer(uploads),
         )
+        .routes(routes!(uploads::create))
+        .routes(routes!(uploads::complete))
+        .routes(routes!(uploads::cancel))
         .routes(routes!(files::retrieve, files::delete))
         .routes(routes!(files::content))
         .routes(routes!(files::report))

@@ -10,6 +10,7 @@ mod files;
 mod jobs;
 mod keys;
 mod queue;
+mod uploads;
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -35,6 +36,7 @@ macro_rules! migrations {
                 include_str!(concat!("../../migrations/", $folder, "/0002_order_actors_answers.sql")),
             ),
             ("feedback", include_str!(concat!("../../migrations/", $folder, "/0003_feedback.sql"))),
+            ("uploads", include_str!(concat!("../../migrations/", $folder, "/0004_uploads.sql"))),
         ]
     };
 }

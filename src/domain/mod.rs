@@ -12,6 +12,7 @@ pub mod key;
 pub mod observer;
 pub mod rng;
 pub mod spec;
+pub mod upload;
 
 pub use adapter::{AdapterRecord, Manifest, ManifestFile};
 pub use base::{BaseInfo, Site};

@@ -64,10 +64,7 @@ impl Service {
             let message = format!("purpose {purpose:?} is not one of {}", PURPOSES.join(", "));
             return Err(Problem::invalid("purpose", "invalid_purpose", message));
         }
-        if filename.is_empty() || filename.chars().count() > MAX_NAME || filename.contains('\0') {
-            let message = format!("the file's name is empty, above {MAX_NAME} characters or has a NUL");
-            return Err(Problem::invalid("file", "invalid_filename", message));
-        }
+        let filename = checked_name(filename, "file")?;
         if stored.bytes == 0 {
             return Err(Problem::invalid("file", "empty_file", "the file is empty"));
         }
@@ -78,7 +75,7 @@ impl Service {
         let file = FileRecord {
             id,
             project: caller.project.clone(),
-            filename: filename.chars().filter(|c| !c.is_control()).collect(),
+            filename,
             purpose: purpose.to_owned(),
             bytes: stored.bytes as i64,
             sha256: stored.sha256,
@@ -152,6 +149,15 @@ impl Service {
         self.discard(id).await;
         Ok(())
     }
+}
+
+/// The name without control characters.
+pub(super) fn checked_name(filename: &str, param: &str) -> Result<String, Problem> {
+    if filename.is_empty() || filename.chars().count() > MAX_NAME || filename.contains('\0') {
+        let message = format!("the file's name is empty, above {MAX_NAME} characters or has a NUL");
+        return Err(Problem::invalid(param, "invalid_filename", message));
+    }
+    Ok(filename.chars().filter(|c| !c.is_control()).collect())
 }
 
 /// `line 3: …`, and how many more there are.

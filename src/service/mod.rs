@@ -13,6 +13,7 @@ mod once;
 pub mod problem;
 pub mod sampling;
 pub mod stop;
+pub mod uploads;
 
 use std::sync::Arc;
 

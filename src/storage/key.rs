@@ -5,6 +5,8 @@
 pub enum Key {
     /// An uploaded or produced file's content.
     File { id: String },
+    /// A part of a file that is still coming.
+    Part { upload: String, id: String },
     /// A named part of a checkpoint, under the attempt that wrote it.
     Checkpoint { job: String, fence: i64, step: u64, name: String },
     /// A file of an adapter; `name` is `manifest.json` or one of the files in it. Generations never change.
@@ -16,6 +18,7 @@ impl Key {
     pub(super) fn path(&self) -> String {
         match self {
             Key::File { id } => format!("files/{}", safe(id)),
+            Key::Part { upload, id } => format!("uploads/{}/{}", safe(upload), safe(id)),
             Key::Checkpoint { job, fence, step, name } => {
                 format!("{}{fence}/{step}/{}", Key::checkpoints_of(job), safe(name))
             }

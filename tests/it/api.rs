@@ -7,3 +7,4 @@ mod idempotency;
 mod lists;
 mod sampling;
 mod text;
+mod uploads;

@@ -9,6 +9,7 @@ mod once;
 mod processes;
 mod queue;
 mod steering;
+mod uploads;
 
 use std::future::Future;
 

@@ -40,6 +40,22 @@ assert client.files.content(file.id).read().decode() == content
 extra = [client.files.create(file=("v.jsonl", "".join(rows(n)).encode()), purpose="fine-tune") for n in (1, 2)]
 assert {f.id for f in client.files.list(limit=1)} == {file.id, *(f.id for f in extra)}
 
+# The same content in parts, as the package sends large files.
+upload = client.uploads.upload_file_chunked(
+    file=content.encode(), filename="parts.jsonl", bytes=len(content), mime_type="text/jsonl", purpose="fine-tune",
+    part_size=100,
+)
+assert (upload.status, upload.file.bytes) == ("completed", len(content)), upload
+assert client.files.content(upload.file.id).read().decode() == content
+client.files.delete(upload.file.id)
+
+# An answer that is kept.
+kept = client.chat.completions.create(
+    model=base, messages=[{"role": "user", "content": "Hello"}], max_tokens=3, store=True)
+found = client.chat.completions.retrieve(kept.id)
+assert found.choices[0].message.content == kept.choices[0].message.content, found
+assert client.chat.completions.delete(kept.id).deleted
+
 # A job, with our fields in extra_body.
 job = client.fine_tuning.jobs.create(
     model=base,
