@@ -5,9 +5,12 @@ pub mod dora;
 mod dropout;
 pub mod file;
 pub mod lora;
+pub mod moe_lora;
 pub mod p_tuning;
+mod part;
 pub mod prefix_tuning;
 pub mod prompt_tuning;
+pub mod unipelt;
 mod virtual_tokens;
 
 use std::sync::Arc;
@@ -103,6 +106,8 @@ fn of(spec: &MethodSpec) -> &dyn Method {
         MethodSpec::PTuning(spec) => spec,
         MethodSpec::PrefixTuning(spec) => spec,
         MethodSpec::PTuningV2(spec) => spec,
+        MethodSpec::MoeLora(spec) => spec,
+        MethodSpec::Unipelt(spec) => spec,
     }
 }
 
@@ -128,9 +133,11 @@ pub fn spec_of(files: &AdapterFiles) -> Result<MethodSpec, MethodError> {
         Some("PROMPT_TUNING") => Ok(MethodSpec::PromptTuning(prompt_tuning::spec_of(&config)?)),
         Some("P_TUNING") => Ok(MethodSpec::PTuning(p_tuning::spec_of(&config)?)),
         Some("PREFIX_TUNING") => Ok(MethodSpec::PrefixTuning(prefix_tuning::spec_of(&config)?)),
-        Some(other) => {
-            Err(MethodError::Unsupported(format!("adapter_config.json: peft_type {other} is not supported")))
-        }
+        Some("UNIPELT") => Ok(MethodSpec::Unipelt(unipelt::spec_of(&config)?)),
+        Some(other) => match moe_lora::variant(other) {
+            Some(variant) => Ok(MethodSpec::MoeLora(moe_lora::spec_of(variant, &config)?)),
+            None => Err(MethodError::Unsupported(format!("adapter_config.json: peft_type {other} is not supported"))),
+        },
         None => Err(MethodError::Mismatch("adapter_config.json: peft_type is missing".into())),
     }
 }

@@ -7,6 +7,7 @@ mod crash;
 mod data;
 mod db;
 mod dora;
+mod experts;
 mod formats;
 mod golden;
 mod inference;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use attune::{
-    domain::{DoraSpec, MethodSpec, Site, TrainSpec},
+    domain::{DoraSpec, MethodSpec, MoeLoraSpec, Site, TrainSpec},
     methods::{self, AdapterFiles, MethodError, Trainable},
     model::{Base, Batch, Hook, Sequence},
 };
@@ -47,6 +47,19 @@ fn table() -> Vec<Row> {
         prompt(0.1, json!({"type": "prefix_tuning", "num_virtual_tokens": 7})),
         prompt(0.03, json!({"type": "prefix_tuning", "num_virtual_tokens": 5, "prefix_projection": true})),
         prompt(0.1, json!({"type": "p_tuning_v2", "init_weights": "random"})),
+        lora(json!({"type": "moe_lora", "num_experts": 3, "r": 2, "alpha": 5})),
+        lora(json!({"type": "moe_lora", "variant": "mola", "experts_per_layer": [2, 3], "r": 2, "alpha": 5,
+                    "target_modules": ["q_proj", "v_proj", "down_proj"], "router_aux_loss_coef": 0.02})),
+        lora(json!({"type": "moe_lora", "variant": "loramoe", "num_experts": 3, "r": 2, "alpha": 5,
+                    "blc_weight": 0.1})),
+        lora(json!({"type": "moe_lora", "variant": "adamole", "num_experts": 3, "r": 2, "alpha": 5,
+                    "router_init_range": 0.5, "target_modules": ["k_proj", "o_proj", "up_proj"]})),
+        Row {
+            adapter: json!({"type": "unipelt", "lora_r": 3, "prefix_length": 4, "bottleneck_size": 12,
+                            "reduction_factor": 8}),
+            fresh_is_base: false,
+            rate: 1e-2,
+        },
     ]
 }
 
@@ -160,6 +173,12 @@ fn a_stored_adapter_is_the_same_to_the_bit() {
                 MethodSpec::Lora(there) | MethodSpec::Dora(DoraSpec(there)),
                 MethodSpec::Lora(here) | MethodSpec::Dora(DoraSpec(here)),
             ) => assert_eq!(there.targets(&base.info).unwrap(), here.targets(&base.info).unwrap()),
+            (MethodSpec::MoeLora(there), MethodSpec::MoeLora(here)) => {
+                assert_eq!(there.targets(&base.info).unwrap(), here.targets(&base.info).unwrap());
+                let target_modules = here.target_modules.clone();
+                assert_eq!(&MoeLoraSpec { target_modules, ..there.clone() }, here);
+            }
+            (MethodSpec::Unipelt(_), _) => assert_eq!(&there, spec),
             _ => assert_eq!(there.virtual_tokens(), spec.virtual_tokens()),
         }
         let is_preset = matches!(spec, MethodSpec::PTuningV2(_));
@@ -218,6 +237,35 @@ fn rows_of_two_adapters_and_the_base_do_not_mix() {
         let together = hidden(base, &sequences);
         let apart: Vec<Vec<f32>> = sequences.iter().flat_map(|one| hidden(base, std::slice::from_ref(one))).collect();
         assert!(together == apart, "a row depends on its neighbours");
+    });
+}
+
+/// Serving: pieces of a prompt through a cache, alone and beside others, come to what one whole pass gives.
+#[test]
+fn caches_and_neighbours_change_nothing() {
+    each(|_, spec, base| {
+        let load = |seed| methods::load(&shaken(spec, base, seed).export().unwrap(), base).unwrap();
+        let (hook, other) = (load(13), load(14));
+        let pieces = |beside: bool| {
+            let (mut cache, mut others, mut bare) = (base.new_cache(), base.new_cache(), base.new_cache());
+            let mut rows = Vec::new();
+            for piece in [&TOKENS[..4], &TOKENS[4..5], &TOKENS[5..]] {
+                let mut sequences = vec![Sequence { tokens: piece, hook: Some(hook.clone()), cache: Some(&mut cache) }];
+                if beside {
+                    let tokens = &TOKENS[..3];
+                    sequences.push(Sequence { tokens, hook: Some(other.clone()), cache: Some(&mut others) });
+                    sequences.push(Sequence { tokens, hook: None, cache: Some(&mut bare) });
+                }
+                let hidden = base.forward(&mut Batch { sequences, train: None }).unwrap();
+                rows.extend(hidden.narrow(0, 0, piece.len()).unwrap().to_vec2::<f32>().unwrap());
+            }
+            rows
+        };
+        let alone = pieces(false);
+        assert!(alone == pieces(true), "a row depends on its neighbours");
+        for (found, expected) in alone.concat().iter().zip(with(base, hook.clone()).concat()) {
+            assert!((found - expected).abs() < 5e-5, "{found} {expected}");
+        }
     });
 }
 

@@ -4,6 +4,7 @@
 mod card;
 mod dora;
 mod lora;
+mod moe_lora;
 mod objective;
 mod p_tuning;
 mod prefix_tuning;
@@ -14,6 +15,7 @@ mod targets;
 #[cfg(test)]
 mod tests;
 mod training;
+mod unipelt;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -21,6 +23,7 @@ use serde_json::{Value, json};
 pub use card::Card;
 pub use dora::DoraSpec;
 pub use lora::{LoraInit, LoraInitName, LoraSpec, LoraTarget};
+pub use moe_lora::{MoeLoraSpec, MoeVariant, is_feed_forward};
 pub use objective::ObjectiveSpec;
 pub use p_tuning::{PTuningSpec, Reparameterization};
 pub use prefix_tuning::{PTuningV2Spec, PrefixInit, PrefixTuningSpec};
@@ -28,6 +31,7 @@ pub use prompt_tuning::{PromptInit, PromptTuningSpec};
 pub use request::{Hyperparameters, TrainingRequest};
 pub use targets::{ALL_LINEAR, Targets};
 pub use training::{EarlyStopping, Precision, Schedule, Training};
+pub use unipelt::{GateMode, UnipeltSpec};
 
 use super::BaseInfo;
 
@@ -60,10 +64,12 @@ const METHODS: &[(&str, Read)] = &[
     ("p_tuning", |value| read_as(value, MethodSpec::PTuning)),
     ("prefix_tuning", |value| read_as(value, MethodSpec::PrefixTuning)),
     ("p_tuning_v2", |value| read_as(value, MethodSpec::PTuningV2)),
+    ("moe_lora", |value| read_as(value, |spec: MoeLoraSpec| MethodSpec::MoeLora(spec.resolved()))),
+    ("unipelt", |value| read_as(value, MethodSpec::Unipelt)),
 ];
 
 /// Methods that the wire knows and that cannot be trained yet.
-const PLANNED: &[&str] = &["qlora", "adalora", "ia3", "unipelt", "moe_lora", "xlora", "auto"];
+const PLANNED: &[&str] = &["qlora", "adalora", "ia3", "xlora", "auto"];
 
 /// A method and its knobs, in PEFT's names. In JSON: `{"type": "lora", "r": 8, …}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -75,6 +81,8 @@ pub enum MethodSpec {
     PTuning(PTuningSpec),
     PrefixTuning(PrefixTuningSpec),
     PTuningV2(PTuningV2Spec),
+    MoeLora(MoeLoraSpec),
+    Unipelt(UnipeltSpec),
 }
 
 impl Default for MethodSpec {
@@ -127,6 +135,8 @@ impl MethodSpec {
             MethodSpec::PTuning(spec) => spec,
             MethodSpec::PrefixTuning(spec) => spec,
             MethodSpec::PTuningV2(spec) => spec,
+            MethodSpec::MoeLora(spec) => spec,
+            MethodSpec::Unipelt(spec) => spec,
         }
     }
 
@@ -139,6 +149,8 @@ impl MethodSpec {
             MethodSpec::PTuning(_) => "p_tuning",
             MethodSpec::PrefixTuning(_) => "prefix_tuning",
             MethodSpec::PTuningV2(_) => "p_tuning_v2",
+            MethodSpec::MoeLora(_) => "moe_lora",
+            MethodSpec::Unipelt(_) => "unipelt",
         }
     }
 

@@ -138,6 +138,78 @@ fn refusals_name_the_field() {
 }
 
 #[test]
+fn a_mixtures_knobs_belong_to_its_variant() {
+    let moe = |mut value: Value| {
+        value["type"] = json!("moe_lora");
+        value
+    };
+    let cases = [
+        (json!({"variant": "mixlore"}), "adapter.variant", "unknown variant"),
+        (json!({"variant": "loramoe", "top_k": 2}), "adapter.top_k", "a knob of mixlora, mola, not of"),
+        (json!({"experts_per_layer": [2, 4]}), "adapter.experts_per_layer", "a knob of mola"),
+        (json!({"variant": "loramoe", "router_aux_loss_coef": 0.1}), "adapter.router_aux_loss_coef", "adamole, not of"),
+        (json!({"max_threshold": 0.1}), "adapter.max_threshold", "a knob of adamole"),
+        (json!({"variant": "mola", "blc_weight": 0.1}), "adapter.blc_weight", "a knob of loramoe"),
+        (json!({"variant": "loramoe", "blc_alpha": 0.1}), "adapter.blc_alpha", "task type"),
+        (json!({"num_experts": 1}), "adapter.num_experts", "2 to 64"),
+        (json!({"num_experts": 65}), "adapter.num_experts", "2 to 64"),
+        (json!({"num_experts": 4, "top_k": 5}), "adapter.top_k", "2 to 4"),
+        (json!({"top_k": 1}), "adapter.top_k", "2 to 8"),
+        (json!({"variant": "mola", "num_experts": 4, "experts_per_layer": [2]}), "adapter.num_experts", "both given"),
+        (json!({"variant": "mola", "experts_per_layer": []}), "adapter.experts_per_layer", "divides the 12 layers"),
+        (json!({"variant": "mola", "experts_per_layer": [2, 2, 2, 2, 2]}), "adapter.experts_per_layer", "a list of 5"),
+        (json!({"variant": "mola", "experts_per_layer": [2, 1]}), "adapter.experts_per_layer", "2 to 64"),
+        (json!({"variant": "mola", "experts_per_layer": [3, 4], "top_k": 4}), "adapter.top_k", "2 to 3"),
+        (json!({"variant": "adamole", "max_threshold": 0.3}), "adapter.max_threshold", "at most 0.25"),
+        (json!({"router_aux_loss_coef": 2}), "adapter.router_aux_loss_coef", "0 to 1"),
+        (json!({"router_init_range": 0}), "adapter.router_init_range", "above 0"),
+        (json!({"jitter_noise": 1}), "adapter.jitter_noise", "below 1"),
+        (json!({"r": 193}), "adapter.r", "1 to 192"),
+        (json!({"target_modules": ["q_proj"]}), "adapter.target_modules", "gate_proj, up_proj or down_proj"),
+        (json!({"target_modules": ["query"]}), "adapter.target_modules", "query matches no module"),
+        (json!({"alpha": -1}), "adapter.lora_alpha", "above 0"),
+        (json!({"dropout": 1}), "adapter.lora_dropout", "below 1"),
+    ];
+    for (adapter, param, text) in cases {
+        let (named, message) = refusal(moe(adapter.clone()));
+        assert_eq!(named, param, "{adapter}: {message}");
+        assert!(message.contains(text), "{adapter}: {message}");
+    }
+    // What a variant leaves open is filled in, and stays when it is read again.
+    let resolved = |value: Value| serde_json::to_value(MethodSpec::from_json(&moe(value)).unwrap()).unwrap();
+    let adamole = resolved(json!({"variant": "adamole"}));
+    assert_eq!((&adamole["num_experts"], &adamole["max_threshold"]), (&json!(4), &json!(0.25)));
+    assert_eq!((&adamole["top_k"], &adamole["blc_weight"]), (&Value::Null, &Value::Null));
+    assert_eq!(resolved(adamole.clone()), adamole);
+    let spec = MethodSpec::from_json(&moe(json!({"variant": "mola", "experts_per_layer": [2, 4, 6, 8]}))).unwrap();
+    spec.check(&base()).unwrap();
+    let MethodSpec::MoeLora(mola) = spec else { panic!() };
+    let experts: Vec<usize> = (0..12).map(|layer| mola.experts(layer, &base())).collect();
+    assert_eq!(experts, [2, 2, 2, 4, 4, 4, 6, 6, 6, 8, 8, 8]);
+}
+
+#[test]
+fn unipelts_knobs_have_limits() {
+    for (key, value, text) in [
+        ("lora_r", json!(0), "1 to 192"),
+        ("lora_r", json!(193), "1 to 192"),
+        ("prefix_length", json!(0), "1 to 1024"),
+        ("bottleneck_size", json!(0), "1 to 8192"),
+        ("reduction_factor", json!(577), "1 to 576"),
+        ("gate_mode", json!("prompt_mean"), "read in pieces"),
+        ("gate_mode", json!("sequence_mean"), "behind it"),
+        ("gate_mode", json!("none"), "unknown variant"),
+        ("lora_alpha", json!(1), "unknown field"),
+    ] {
+        let mut adapter = json!({"type": "unipelt"});
+        adapter[key] = value;
+        let (param, message) = refusal(adapter);
+        assert_eq!(param, format!("adapter.{key}"), "{message}");
+        assert!(message.contains(text), "{message}");
+    }
+}
+
+#[test]
 fn targets_follow_peft() {
     let paths = |value: Value| -> Vec<String> {
         let targets = lora(value).targets(&base()).unwrap();

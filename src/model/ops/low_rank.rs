@@ -28,7 +28,7 @@ pub fn low_rank_delta(x: &Tensor, a: &Tensor, b: &Tensor, scale: f32) -> Result<
 }
 
 /// `out (+)= left · right` in parallel over columns of `right`.
-fn wide(left: Mat, right: Mat, out: &mut [f32], accumulate: bool) {
+pub(super) fn wide(left: Mat, right: Mat, out: &mut [f32], accumulate: bool) {
     const WIDTH: usize = 192;
     let n = right.cols;
     let part_of = Out::new(out, n);
@@ -41,7 +41,7 @@ fn wide(left: Mat, right: Mat, out: &mut [f32], accumulate: bool) {
 }
 
 /// Rows of `x` in parallel: `f` gets a range of rows and their part of `out`, `width` numbers a row.
-fn by_rows(m: usize, width: usize, out: &mut [f32], f: impl Fn(std::ops::Range<usize>, &mut OutMat) + Sync) {
+pub(super) fn by_rows(m: usize, width: usize, out: &mut [f32], f: impl Fn(std::ops::Range<usize>, &mut OutMat) + Sync) {
     const ROWS: usize = 32;
     out.par_chunks_mut(ROWS * width).enumerate().for_each(|(t, out)| {
         let rows = t * ROWS..(t * ROWS + ROWS).min(m);

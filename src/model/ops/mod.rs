@@ -9,6 +9,7 @@ mod elementwise;
 mod linear;
 mod low_rank;
 mod rescale;
+mod trained;
 
 pub use attention::{Attention, Span, attend_cached, attention};
 pub use cross_entropy::{cross_entropy, dense_cross_entropy};
@@ -16,6 +17,7 @@ pub use elementwise::{RopeTable, rms_norm, rope, swiglu};
 pub use linear::frozen_linear;
 pub use low_rank::{low_rank_delta, low_rank_linear};
 pub use rescale::rescale;
+pub use trained::trained_linear;
 
 use candle_core::{CpuStorage, Device, Layout, Result, Shape, Storage, Tensor};
 

@@ -117,6 +117,16 @@ fn frozen_linear_in_bf16() {
 }
 
 #[test]
+fn trained_linears_have_both_gradients_and_rows_of_their_own() {
+    let (x, w) = (var((71, 33), 1), var((5, 33), 2));
+    let y = trained_linear(&x, &w).unwrap();
+    let plain = f64s(&x).matmul(&f64s(&w).t().unwrap()).unwrap();
+    agree(&y, &plain, &[&x, &w], 1e-5, "trained linear");
+    let row = trained_linear(&x.narrow(0, 40, 1).unwrap(), &w).unwrap().to_vec2::<f32>().unwrap();
+    assert_eq!(row, y.narrow(0, 40, 1).unwrap().to_vec2::<f32>().unwrap());
+}
+
+#[test]
 fn frozen_linear_in_every_storage() {
     for storage in STORAGES {
         let cols = if storage.block_len() == 256 { 512 } else { 160 };
