@@ -11,7 +11,7 @@ use std::{fs, path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result};
 use attune::{
-    data::Example,
+    data::{Example, Row},
     domain::{
         Control, MethodSpec, Metrics, ObjectiveSpec, Observer, Snapshot, TrainSpec, Training, TrainingRequest,
         spec::{Precision, Schedule},
@@ -80,7 +80,7 @@ fn main() -> Result<()> {
         continue_from: None,
         suffix: None,
         adapter,
-        objective: ObjectiveSpec::Supervised,
+        objective: ObjectiveSpec::default(),
         training,
         seed: 1,
     };
@@ -108,12 +108,12 @@ fn main() -> Result<()> {
 }
 
 /// One batch; the whole of each row is trained on.
-fn rows(args: &Args, vocab: usize) -> Vec<Example> {
+fn rows(args: &Args, vocab: usize) -> Vec<Row> {
     let mut ids = ids(vocab);
     (1..=args.batch as u64)
         .map(|line| {
             let ids: Vec<u32> = ids.by_ref().take(args.length).collect();
-            Example { line, labels: ids.iter().copied().map(Some).collect(), ids }
+            Row::Example(Example { line, labels: ids.iter().copied().map(Some).collect(), ids })
         })
         .collect()
 }

@@ -11,10 +11,10 @@ pub mod text;
 
 pub mod model;
 
+pub mod data;
+
 pub mod methods;
 pub mod objectives;
-
-pub mod data;
 pub mod trainer;
 
 pub mod db;

@@ -45,7 +45,8 @@ pub struct CreateJob {
     suffix: Option<String>,
     /// The same seed, data and settings give the same bytes. Default 42.
     seed: Option<u64>,
-    /// The objective, in OpenAI's shape: `{"type": "supervised", "supervised": {"hyperparameters": {…}}}`.
+    /// The objective, in OpenAI's shape: `{"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1, …}}}`. Default
+    /// supervised; `GET /v1/methods` lists all.
     method: Option<Object>,
     /// The fine-tuning method (how the change is parametrised) and its knobs in PEFT's names. Default LoRA, r 8.
     adapter: Option<Object>,
@@ -101,13 +102,18 @@ pub struct JobObject {
 impl From<Job> for JobObject {
     fn from(job: Job) -> Self {
         let training = job.spec.training;
-        let multiplier = training.learning_rate / job.spec.adapter.default_learning_rate();
+        let objective = job.spec.objective;
+        let multiplier = training.learning_rate / (job.spec.adapter.default_learning_rate() * objective.rate());
         let hyperparameters = json!({
             "n_epochs": training.n_epochs,
             "batch_size": training.batch_size,
             "learning_rate_multiplier": multiplier,
         });
-        let objective = job.spec.objective.type_name();
+        let mut of_method = objective.knobs();
+        if let (Some(all), Some(shared)) = (of_method.as_object_mut(), hyperparameters.as_object()) {
+            all.extend(shared.clone());
+        }
+        let name = objective.type_name();
         Self {
             id: job.id,
             object: "fine_tuning.job".to_owned(),
@@ -125,7 +131,7 @@ impl From<Job> for JobObject {
             error: job.error,
             seed: job.spec.seed,
             estimated_finish: job.estimated_finish,
-            method: json!({"type": objective, objective: {"hyperparameters": hyperparameters}}),
+            method: json!({"type": name, name: {"hyperparameters": of_method}}),
             hyperparameters,
             metadata: job.metadata,
             integrations: Vec::new(),

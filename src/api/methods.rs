@@ -9,7 +9,7 @@ use super::{
     auth::Reading,
     error::{ApiError, ErrorEnvelope},
 };
-use crate::domain::MethodSpec;
+use crate::domain::{MethodSpec, ObjectiveSpec};
 
 /// A fine-tuning method or an objective.
 #[derive(Serialize, ToSchema)]
@@ -57,19 +57,23 @@ fn method(spec: &MethodSpec) -> MethodObject {
     }
 }
 
-fn supervised() -> MethodObject {
+fn objective(spec: &ObjectiveSpec) -> MethodObject {
+    let card = spec.card();
+    let mut defaults = json!({"n_epochs": 3, "batch_size": "auto", "learning_rate_multiplier": 1.0});
+    if let (Some(all), Some(own)) = (defaults.as_object_mut(), spec.knobs().as_object()) {
+        all.extend(own.clone());
+    }
     MethodObject {
-        id: "supervised".to_owned(),
+        id: spec.type_name().to_owned(),
         object: "objective".to_owned(),
-        definition: "Next-token cross entropy over the assistant's tokens, mean over the trained tokens of a step."
-            .to_owned(),
-        choose_when: "You have examples of the answers that you want.".to_owned(),
-        avoid_when: "You only know which of two answers is better.".to_owned(),
+        definition: card.definition.to_owned(),
+        choose_when: card.choose_when.to_owned(),
+        avoid_when: card.avoid_when.to_owned(),
         inference_overhead: None,
         file_format: None,
         mergeable: false,
         default_learning_rate: None,
-        defaults: json!({"n_epochs": 3, "batch_size": "auto", "learning_rate_multiplier": 1.0}),
+        defaults,
     }
 }
 
@@ -81,6 +85,6 @@ fn supervised() -> MethodObject {
         (status = 403, description = "The key's scopes do not reach", body = ErrorEnvelope),
     ))]
 pub async fn list(_project: Reading) -> Result<Json<MethodList>, ApiError> {
-    let data = MethodSpec::all().iter().map(method).chain([supervised()]).collect();
+    let data = MethodSpec::all().iter().map(method).chain(ObjectiveSpec::all().iter().map(objective)).collect();
     Ok(Json(MethodList { object: "list".to_owned(), data }))
 }

@@ -3,6 +3,7 @@
 mod adapters;
 mod auth;
 mod chat;
+mod classify;
 mod completions;
 mod error;
 mod extract;

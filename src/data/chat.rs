@@ -4,21 +4,27 @@ use serde_json::{Map, Value, json};
 
 use super::{Chat, Fault, MAX_MESSAGES, record, shown};
 
-const ROW_FIELDS: &[&str] = &["messages", "tools", "parallel_tool_calls"];
+pub const ROW_FIELDS: &[&str] = &["messages", "tools", "parallel_tool_calls"];
 const SHARED_FIELDS: &[&str] = &["role", "content", "name"];
 const ASSISTANT_FIELDS: &[&str] = &["role", "content", "name", "weight", "tool_calls", "refusal"];
 const TOOL_FIELDS: &[&str] = &["role", "content", "name", "tool_call_id"];
 
-pub fn parse(mut row: Map<String, Value>) -> Result<Chat, Fault> {
+pub fn parse(row: Map<String, Value>) -> Result<Chat, Fault> {
     record::only(&row, ROW_FIELDS, "the row")?;
+    let (messages, tools) = fields(row)?;
+    conversation(messages, tools)
+}
+
+/// The messages and tools of an object in OpenAI's shape.
+pub fn fields(mut row: Map<String, Value>) -> Result<(Vec<Value>, Option<Vec<Value>>), Fault> {
     let tools = tools(row.remove("tools"))?;
     if row.get("parallel_tool_calls").is_some_and(|v| !v.is_boolean()) {
         return Err(Fault::new("invalid_type", "`parallel_tool_calls` must be a boolean"));
     }
-    let Some(Value::Array(values)) = row.remove("messages") else {
+    let Some(Value::Array(messages)) = row.remove("messages") else {
         return Err(Fault::new("invalid_type", "`messages` must be an array"));
     };
-    conversation(values, tools)
+    Ok((messages, tools))
 }
 
 /// `instruction` and, where there is one, `input` are what the user says; `output` is the answer.
@@ -57,7 +63,7 @@ pub fn from_sharegpt(mut row: Map<String, Value>) -> Result<Chat, Fault> {
     conversation(messages, None)
 }
 
-fn tools(value: Option<Value>) -> Result<Option<Vec<Value>>, Fault> {
+pub(super) fn tools(value: Option<Value>) -> Result<Option<Vec<Value>>, Fault> {
     match value {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Array(tools)) if tools.iter().all(Value::is_object) => Ok((!tools.is_empty()).then_some(tools)),
@@ -65,7 +71,7 @@ fn tools(value: Option<Value>) -> Result<Option<Vec<Value>>, Fault> {
     }
 }
 
-fn conversation(values: Vec<Value>, tools: Option<Vec<Value>>) -> Result<Chat, Fault> {
+pub(super) fn conversation(values: Vec<Value>, tools: Option<Vec<Value>>) -> Result<Chat, Fault> {
     if values.len() > MAX_MESSAGES {
         let message = format!("{} messages are above the limit of {MAX_MESSAGES}", values.len());
         return Err(Fault::new("too_many_messages", message));

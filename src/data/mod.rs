@@ -3,14 +3,19 @@
 
 mod chat;
 mod lines;
+mod preference;
 mod record;
 mod render;
 mod validate;
 
 use std::io::BufRead;
 
-use crate::{domain::LineError, text::Text};
+use crate::{
+    domain::{LineError, dataset::RowKind},
+    text::Text,
+};
 
+pub use preference::{Answer, Judgement, Preference};
 pub use record::{Chat, Completion, Format, Record, Tokens};
 pub use validate::{check_structure, load, validate};
 
@@ -21,7 +26,7 @@ pub const MAX_ROWS: u64 = 1_000_000;
 /// Messages of one conversation.
 pub const MAX_MESSAGES: usize = 1024;
 
-/// One row as token ids. `labels[i]` is `Some(ids[i])` where the token is trained on, `None` where it is only read.
+/// One text as token ids. `labels[i]` is `Some(ids[i])` where the token is trained on, `None` where it is only read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
     /// From 1.
@@ -34,6 +39,71 @@ impl Example {
     /// Trained tokens: labels from position 1 on, since position 0 is never a target.
     pub fn trained(&self) -> usize {
         self.labels.iter().skip(1).flatten().count()
+    }
+}
+
+/// One row as an objective takes it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Row {
+    Example(Example),
+    Pair(Pair),
+    Judged(Judged),
+}
+
+/// Two answers to one prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pair {
+    pub chosen: Example,
+    pub rejected: Example,
+    /// By how much the chosen one is better; 0 where nobody said.
+    pub margin: f64,
+}
+
+/// An answer with a thumb up or down.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Judged {
+    pub example: Example,
+    pub is_desirable: bool,
+}
+
+impl Row {
+    pub fn kind(&self) -> RowKind {
+        match self {
+            Row::Example(_) => RowKind::Examples,
+            Row::Pair(_) => RowKind::Pairs,
+            Row::Judged(_) => RowKind::Judged,
+        }
+    }
+
+    /// The texts of the row; a pair's chosen one first.
+    pub fn examples(&self) -> impl Iterator<Item = &Example> {
+        let (first, second) = match self {
+            Row::Example(example) => (example, None),
+            Row::Pair(pair) => (&pair.chosen, Some(&pair.rejected)),
+            Row::Judged(judged) => (&judged.example, None),
+        };
+        std::iter::once(first).chain(second)
+    }
+
+    /// Trained tokens of all texts.
+    pub fn trained(&self) -> usize {
+        self.examples().map(Example::trained).sum()
+    }
+
+    /// Tokens of all texts.
+    pub fn tokens(&self) -> usize {
+        self.examples().map(|example| example.ids.len()).sum()
+    }
+
+    /// Tokens of the longest text.
+    pub fn longest(&self) -> usize {
+        self.examples().map(|example| example.ids.len()).max().unwrap_or(0)
+    }
+}
+
+impl From<Example> for Row {
+    fn from(example: Example) -> Self {
+        Row::Example(example)
     }
 }
 

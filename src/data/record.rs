@@ -3,7 +3,8 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{Fault, chat, shown};
+use super::{Fault, Judgement, Preference, chat, preference, shown};
+use crate::domain::dataset::RowKind;
 
 /// What users write. Alpaca and ShareGPT rows are converted to chat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,10 @@ pub enum Format {
     Alpaca,
     /// `{"conversations":[{"from","value"}…]}`
     ShareGpt,
+    /// `{"input":{"messages"},"preferred_output","non_preferred_output"}`, or `{"prompt","chosen","rejected"}`.
+    Preference,
+    /// `{"prompt","completion","label"}`
+    Judged,
 }
 
 /// A row, checked for everything that needs no tokenizer.
@@ -26,6 +31,8 @@ pub enum Record {
     Chat(Chat),
     Completion(Completion),
     Tokens(Tokens),
+    Preference(Preference),
+    Judged(Judgement),
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -57,6 +64,23 @@ impl Format {
             Format::Tokens => "tokens",
             Format::Alpaca => "alpaca",
             Format::ShareGpt => "sharegpt",
+            Format::Preference => "preference",
+            Format::Judged => "unpaired_preference",
+        }
+    }
+
+    /// By its name in reports.
+    pub fn parse(name: &str) -> Option<Self> {
+        use Format::*;
+        [Chat, PromptCompletion, Tokens, Alpaca, ShareGpt, Preference, Judged].into_iter().find(|f| f.as_str() == name)
+    }
+
+    /// What its rows can be used for.
+    pub fn kind(self) -> RowKind {
+        match self {
+            Format::Preference => RowKind::Pairs,
+            Format::Judged => RowKind::Judged,
+            _ => RowKind::Examples,
         }
     }
 
@@ -67,13 +91,22 @@ impl Format {
             ("conversations", Format::ShareGpt),
             ("input_ids", Format::Tokens),
             ("instruction", Format::Alpaca),
+            ("preferred_output", Format::Preference),
+            ("preferred_completion", Format::Preference),
+            ("non_preferred_output", Format::Preference),
+            ("non_preferred_completion", Format::Preference),
+            ("chosen", Format::Preference),
+            ("rejected", Format::Preference),
+            ("label", Format::Judged),
             ("prompt", Format::PromptCompletion),
             ("completion", Format::PromptCompletion),
         ];
         formats.into_iter().find(|(field, _)| row.contains_key(*field)).map(|(_, format)| format).ok_or_else(|| {
             let fields: Vec<_> = row.keys().take(8).map(|k| format!("`{}`", shown(k))).collect();
             let found = if fields.is_empty() { "none".to_owned() } else { fields.join(", ") };
-            let wanted = "`messages`, `prompt` and `completion`, or `input_ids` and `labels`";
+            let wanted = "`messages`, `prompt` and `completion`, `input_ids` and `labels`, `input`, `preferred_output` \
+                          and `non_preferred_output`, `prompt`, `chosen` and `rejected`, or `prompt`, `completion` and \
+                          `label`";
             Fault::new("unknown_format", format!("a row needs {wanted}; its fields are: {found}"))
         })
     }
@@ -96,11 +129,13 @@ impl Record {
             Format::Alpaca => chat::from_alpaca(row).map(Record::Chat),
             Format::PromptCompletion => completion(row).map(Record::Completion),
             Format::Tokens => tokens(row).map(Record::Tokens),
+            Format::Preference => preference::pair(row).map(Record::Preference),
+            Format::Judged => preference::judged(row).map(Record::Judged),
         }
     }
 }
 
-fn completion(mut row: Map<String, Value>) -> Result<Completion, Fault> {
+pub(super) fn completion(mut row: Map<String, Value>) -> Result<Completion, Fault> {
     only(&row, &["prompt", "completion"], "the row")?;
     let (prompt, completion) = (text(&mut row, "prompt")?, text(&mut row, "completion")?);
     if completion.is_empty() {

@@ -7,21 +7,39 @@
 
 use serde_json::Value;
 
-use super::{Chat, Completion, Context, Example, Fault, Record};
+use super::{Answer, Chat, Completion, Context, Example, Fault, Judged, Pair, Record, Row};
 use crate::text::ChatTemplate;
 
-/// The row as the model will see it. A row that is too long comes without labels: it is left out anyway, and the
+/// The row as an objective takes it. A text that is too long comes without labels: it is left out anyway, and the
 /// prefixes of an endless conversation are not worth rendering.
-pub fn example(line: u64, record: &Record, context: &Context) -> Result<Example, Fault> {
-    let (ids, spans) = match record {
-        Record::Chat(chat) => chat_ids(chat, context)?,
-        Record::Completion(row) => completion_ids(row, context)?,
+pub fn row(line: u64, record: &Record, context: &Context) -> Result<Row, Fault> {
+    let text = |answer: &Answer| match answer {
+        Answer::Chat(chat) => example(line, chat_ids(chat, context)?, context),
+        Answer::Completion(row) => example(line, completion_ids(row, context)?, context),
+    };
+    match record {
+        Record::Chat(chat) => example(line, chat_ids(chat, context)?, context).map(Row::Example),
+        Record::Completion(row) => example(line, completion_ids(row, context)?, context).map(Row::Example),
         Record::Tokens(row) => {
             check_ids(&row.ids, context)?;
             let example = Example { line, ids: row.ids.clone(), labels: row.labels.clone() };
-            return some_trained(example, context);
+            some_trained(example, context).map(Row::Example)
         }
-    };
+        Record::Preference(preference) => {
+            let (chosen, rejected) = (text(&preference.chosen)?, text(&preference.rejected)?);
+            if chosen.ids == rejected.ids {
+                return Err(Fault::new("equal_sides", "the two answers are the same tokens"));
+            }
+            Ok(Row::Pair(Pair { chosen, rejected, margin: preference.margin }))
+        }
+        Record::Judged(judgement) => {
+            let example = text(&judgement.answer)?;
+            Ok(Row::Judged(Judged { example, is_desirable: judgement.is_desirable }))
+        }
+    }
+}
+
+fn example(line: u64, (ids, spans): (Vec<u32>, Spans), context: &Context) -> Result<Example, Fault> {
     check_ids(&ids, context)?;
     let mut labels = vec![None; ids.len()];
     for (start, end) in spans {

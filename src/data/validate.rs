@@ -4,7 +4,7 @@ use std::{collections::HashSet, io::BufRead};
 
 use sha2::{Digest, Sha256};
 
-use super::{Context, DataError, Example, Fault, Format, MAX_ROWS, Record, lines, record, render};
+use super::{Context, DataError, Example, Fault, Format, MAX_ROWS, Record, Row, lines, record, render};
 use crate::domain::{
     FileReport,
     dataset::{HistogramBin, RenderedExample},
@@ -31,16 +31,16 @@ pub fn check_structure(reader: impl BufRead) -> Result<FileReport, DataError> {
     survey(reader, None, FileReport::default())
 }
 
-/// Every row as an example, too long ones included (without labels): the trainer counts them and leaves them out.
+/// Every row, too long ones included (without labels): the trainer counts them and leaves them out.
 /// The first row that is not valid is an error.
-pub fn load(reader: impl BufRead, context: &Context) -> Result<Vec<Example>, DataError> {
-    let mut examples = Vec::new();
+pub fn load(reader: impl BufRead, context: &Context) -> Result<Vec<Row>, DataError> {
+    let mut rows = Vec::new();
     each_row(reader, |line, row| {
-        let example = row.and_then(|(_, record)| render::example(line, &record, context));
-        examples.push(example.map_err(|fault| DataError::Line(fault.at(line)))?);
+        let row = row.and_then(|(_, record)| render::row(line, &record, context));
+        rows.push(row.map_err(|fault| DataError::Line(fault.at(line)))?);
         Ok(())
     })?;
-    if examples.is_empty() { Err(DataError::Empty) } else { Ok(examples) }
+    if rows.is_empty() { Err(DataError::Empty) } else { Ok(rows) }
 }
 
 fn survey(reader: impl BufRead, context: Option<&Context>, report: FileReport) -> Result<FileReport, DataError> {
@@ -100,12 +100,12 @@ struct Survey {
 impl Survey {
     fn row(&mut self, line: u64, format: Format, record: &Record, context: Option<&Context>) -> Result<(), Fault> {
         self.report.format.get_or_insert_with(|| format.as_str().to_owned());
-        let example = context.map(|context| render::example(line, record, context)).transpose()?;
+        let row = context.map(|context| render::row(line, record, context)).transpose()?;
         if !self.seen.insert(fingerprint(record)?) {
             self.report.duplicate_rows += 1;
         }
-        match (context, example) {
-            (Some(context), Some(example)) => self.tokens(&example, context),
+        match (context, row) {
+            (Some(context), Some(row)) => self.tokens(&row, context),
             _ => {
                 self.report.usable_rows += 1;
                 Ok(())
@@ -113,27 +113,23 @@ impl Survey {
         }
     }
 
-    fn tokens(&mut self, example: &Example, context: &Context) -> Result<(), Fault> {
+    fn tokens(&mut self, row: &Row, context: &Context) -> Result<(), Fault> {
         let report = &mut self.report;
-        let length = example.ids.len() as u64;
+        let length = row.longest() as u64;
         self.bins[(u64::BITS - length.leading_zeros()) as usize] += 1;
         report.longest_row = report.longest_row.max(length);
-        if example.ids.len() > context.max_seq_len {
+        if row.longest() > context.max_seq_len {
             report.too_long_rows += 1;
             return Ok(());
         }
-        if report.examples.len() < MAX_EXAMPLES {
-            report.examples.push(RenderedExample {
-                line: example.line,
-                text: render::text(&example.ids, context)?,
-                trained_text: render::trained_text(example, context)?,
-                tokens: length,
-                trained_tokens: example.trained() as u64,
-            });
+        for example in row.examples() {
+            if report.examples.len() < MAX_EXAMPLES {
+                report.examples.push(rendered(example, context)?);
+            }
         }
         report.usable_rows += 1;
-        report.tokens += length;
-        report.trained_tokens += example.trained() as u64;
+        report.tokens += row.tokens() as u64;
+        report.trained_tokens += row.trained() as u64;
         Ok(())
     }
 
@@ -157,6 +153,16 @@ impl Survey {
         self.report.object = "file.report".to_owned();
         self.report
     }
+}
+
+fn rendered(example: &Example, context: &Context) -> Result<RenderedExample, Fault> {
+    Ok(RenderedExample {
+        line: example.line,
+        text: render::text(&example.ids, context)?,
+        trained_text: render::trained_text(example, context)?,
+        tokens: example.ids.len() as u64,
+        trained_tokens: example.trained() as u64,
+    })
 }
 
 fn fingerprint(record: &Record) -> Result<[u8; 16], Fault> {

@@ -3,6 +3,28 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+/// What an objective reads of a dataset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowKind {
+    /// Texts to learn.
+    Examples,
+    /// A better and a worse answer to the same prompt.
+    Pairs,
+    /// Answers with a thumb up or down.
+    Judged,
+}
+
+impl RowKind {
+    /// What a user has to write, in words.
+    pub fn wanted(self) -> &'static str {
+        match self {
+            RowKind::Examples => "rows to learn: messages, or prompt and completion",
+            RowKind::Pairs => "pairs: input, preferred_output and non_preferred_output, or prompt, chosen and rejected",
+            RowKind::Judged => "judged answers: prompt, completion and label",
+        }
+    }
+}
+
 /// A line that cannot be used, and why.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct LineError {
@@ -42,7 +64,7 @@ pub struct FileReport {
     pub file_id: String,
     /// The base whose template and tokenizer were used.
     pub model: String,
-    /// `chat`, `prompt_completion`, `tokens`, `alpaca`, `sharegpt` …, or null when no line could be read.
+    /// `chat`, `prompt_completion`, `tokens`, `alpaca`, `sharegpt`, `preference`, `unpaired_preference`, or null when no line could be read.
     pub format: Option<String>,
     pub rows: u64,
     /// Rows that a job can train on.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    Bases, EngineError, EngineSettings, Request, Resident, batch,
+    Bases, EngineError, EngineSettings, Request, Resident, Task, batch,
     registry::{Found, Lease, Registry},
     reply::{Place, Reply},
     sequence::Running,
@@ -143,6 +143,9 @@ impl Engine {
             match waiting.request.adapter.as_ref().filter(|_| !is_full) {
                 None => state.cold.push(waiting),
                 Some(adapter) => match self.registry.get(&waiting.resident, adapter, self.when_loaded()) {
+                    Found::Ready(lease) if lease.is_scorer() != (waiting.request.task == Task::Score) => {
+                        waiting.reply.fail(EngineError::Task)
+                    }
                     Found::Ready(lease) => state.ready.push_back(Waiting { lease: Some(lease), ..waiting }),
                     Found::Failed(error) => waiting.reply.fail(error),
                     found => {

@@ -35,6 +35,16 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// The same for the prompt's tokens (`echo`).
     pub prompt_logprobs: Option<usize>,
+    pub task: Task,
+}
+
+/// What a request wants of its prompt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Task {
+    #[default]
+    Complete,
+    /// The score of an adapter with a score head, at the prompt's last token.
+    Score,
 }
 
 /// An adapter in the store.
@@ -103,6 +113,8 @@ pub enum Output {
         id: u32,
         logprob: Option<TokenLogprob>,
     },
+    /// The only answer of a task of that name, before `Done`.
+    Score(f32),
     Done(Finish),
     Failed(EngineError),
 }
@@ -118,6 +130,8 @@ pub enum EngineError {
     /// It will never find room.
     #[error("the adapter has {bytes} bytes, above this server's limit of {limit} for all adapters in memory")]
     TooLarge { bytes: u64, limit: u64 },
+    #[error("a model either writes text or, with a score head, scores it: this one does the other")]
+    Task,
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
     /// Its store is too slow, or adapters in use leave no room.

@@ -1,7 +1,7 @@
 //! One running completion.
 
 use super::{
-    EngineError, Finish, Output, Request, Resident, TokenLogprob,
+    EngineError, Finish, Output, Request, Resident, Task, TokenLogprob,
     batch::Wish,
     registry::Lease,
     reply::Reply,
@@ -78,6 +78,10 @@ impl Running {
         }
         if self.unread() > 0 {
             return;
+        }
+        if self.request.task == Task::Score {
+            rows.last().and_then(|row| row.first()).iter().for_each(|score| self.reply.send(Output::Score(**score)));
+            return self.reply.done(Finish::Stop);
         }
         if let Some(found) = self.prompt_logprobs.take() {
             self.reply.send(Output::Prompt(found));

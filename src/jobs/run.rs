@@ -10,7 +10,7 @@ use super::{
     publish::publish_adapter,
 };
 use crate::{
-    data::{self, DataError, Example},
+    data::{self, DataError, Row},
     db::{Claim, DbError, NewEvent, Publication},
     domain::{AdapterRecord, EventKind, Failure, FileRecord, Job, Metrics, Snapshot, id},
     inference::{ArtifactError, Resident, read_adapter, sha256},
@@ -133,8 +133,8 @@ async fn train(context: &Context, job: &Job, signals: Arc<Signals>) -> Result<(O
 struct Work {
     job: Job,
     resident: Resident,
-    train: Vec<Example>,
-    valid: Vec<Example>,
+    train: Vec<Row>,
+    valid: Vec<Row>,
     start: Option<AdapterFiles>,
     resume: Option<Snapshot>,
     observer: JobObserver,
@@ -194,13 +194,7 @@ fn of_training(error: TrainError) -> Stop {
     }
 }
 
-async fn dataset(
-    context: &Context,
-    job: &Job,
-    resident: &Resident,
-    file: &str,
-    param: &str,
-) -> Result<Vec<Example>, Stop> {
+async fn dataset(context: &Context, job: &Job, resident: &Resident, file: &str, param: &str) -> Result<Vec<Row>, Stop> {
     let bytes = match context.store.get(&Key::File { id: file.to_owned() }).await {
         Ok(bytes) => bytes,
         Err(StorageError::NotFound(_)) => {

@@ -10,6 +10,7 @@ pub mod p_tuning;
 mod part;
 pub mod prefix_tuning;
 pub mod prompt_tuning;
+pub mod score;
 pub mod unipelt;
 mod virtual_tokens;
 
@@ -115,18 +116,33 @@ pub fn create(spec: &MethodSpec, start: &Start) -> Result<Box<dyn Trainable>, Me
     of(spec).create(start)
 }
 
-/// An adapter to go on training, from its files.
+/// An adapter to go on training, from its files, with its score head if it has one.
 pub fn resume(files: &AdapterFiles, base: &Base) -> Result<Box<dyn Trainable>, MethodError> {
-    of(&spec_of(files)?).resume(files, base)
+    match score::split(files)? {
+        Some(parts) => {
+            let inner = of(&spec_of(&parts.files)?).resume(&parts.files, base)?;
+            parts.resume(inner, base)
+        }
+        None => of(&spec_of(files)?).resume(files, base),
+    }
 }
 
-/// An adapter to serve, from its files.
+/// An adapter to serve, from its files, with its score head if it has one.
 pub fn load(files: &AdapterFiles, base: &Base) -> Result<Arc<dyn Hook>, MethodError> {
-    of(&spec_of(files)?).load(files, base)
+    match score::split(files)? {
+        Some(parts) => {
+            let inner = of(&spec_of(&parts.files)?).load(&parts.files, base)?;
+            parts.load(inner, base)
+        }
+        None => of(&spec_of(files)?).load(files, base),
+    }
 }
 
 /// The spec that a PEFT config stands for (for jobs that continue an adapter, and for import).
 pub fn spec_of(files: &AdapterFiles) -> Result<MethodSpec, MethodError> {
+    if let Some(parts) = score::split(files)? {
+        return spec_of(&parts.files);
+    }
     let config = file::config(files)?;
     match config.get("peft_type").and_then(|value| value.as_str()) {
         Some("LORA") => lora::spec_of(&config),

@@ -120,6 +120,13 @@ pub struct CrossEntropy {
     pub correct: usize,
 }
 
+/// `values` is `log p(token)` of each target, with gradients (if the hidden rows carry them).
+pub struct LogProbs {
+    pub values: Tensor,
+    /// Targets whose token is the argmax.
+    pub correct: usize,
+}
+
 impl Base {
     /// A `.gguf` file or a directory in Hugging Face layout.
     pub fn open(id: &str, path: &Path) -> std::result::Result<Arc<Self>, ModelError> {
@@ -187,6 +194,16 @@ impl Base {
             None => ops::cross_entropy(hidden, self.head.weight(), targets)?,
         };
         Ok(CrossEntropy { loss, correct })
+    }
+
+    /// Log-probabilities of the targets' tokens, in chunks, as in `cross_entropy`.
+    pub fn log_probs(&self, hidden: &Tensor, targets: &[Target], hook: Option<&dyn Hook>) -> Result<LogProbs> {
+        let own = hook.map(|hook| hook.head(hidden, &self.head)).transpose()?.flatten();
+        let (values, correct) = match own {
+            Some(scores) => ops::dense_log_probs(&scores, targets)?,
+            None => ops::log_probs(hidden, self.head.weight(), targets)?,
+        };
+        Ok(LogProbs { values, correct })
     }
 
     /// An empty cache for one sequence.

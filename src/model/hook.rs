@@ -99,6 +99,11 @@ pub trait Hook: Send + Sync {
         Ok(None)
     }
 
+    /// Whether the head gives one score for a text in place of the vocabulary's scores: such an adapter writes nothing.
+    fn is_scorer(&self) -> bool {
+        false
+    }
+
     /// What the method adds to the loss of the pass that it went through: a mean, not a sum over tokens
     /// (AdaLoRA's orthogonality, the balance of experts).
     fn penalty(&self) -> Result<Option<Tensor>> {

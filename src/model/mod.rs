@@ -19,7 +19,7 @@ mod quant;
 mod weight;
 
 pub use cache::SequenceCache;
-pub use decoder::{Base, Batch, CrossEntropy, Sequence, Target};
+pub use decoder::{Base, Batch, CrossEntropy, LogProbs, Sequence, Target};
 pub use hook::{At, Frozen, Hook};
 pub use linear::Linear;
 pub use weight::Compute;

@@ -1,6 +1,35 @@
 //! Next-token cross entropy over the trained tokens.
 
-use crate::model::Target;
+use candle_core::Result;
+
+use super::{Figures, Found, Models, Objective, Term};
+use crate::{
+    data::{Example, Row},
+    domain::spec::SupervisedSpec,
+    model::{Batch, Sequence, Target},
+};
+
+impl Objective for SupervisedSpec {
+    /// Trained tokens.
+    fn counts(&self, rows: &[&Row]) -> Vec<f64> {
+        vec![rows.iter().map(|row| row.trained()).sum::<usize>() as f64]
+    }
+
+    /// `packing` asks for rows one behind another; that is how every batch is laid out, without padding, so the losses
+    /// do not depend on it.
+    fn pass(&self, models: &Models, rows: &[&Row]) -> Result<Found> {
+        let texts: Vec<&Example> = rows.iter().flat_map(|row| row.examples()).collect();
+        let hook = models.method.hook(models.train)?;
+        let sequences =
+            texts.iter().map(|text| Sequence { tokens: &text.ids, hook: Some(hook.clone()), cache: None }).collect();
+        let hidden = models.base.forward(&mut Batch { sequences, train: models.train })?;
+        let targets = targets(texts.iter().map(|text| text.labels.as_slice()));
+        let found = models.base.cross_entropy(&hidden, &targets, Some(hook.as_ref()))?;
+        let term = Term { value: f64::from(found.loss.to_scalar::<f32>()?), gradient: found.loss };
+        let hits = Some((found.correct, targets.len()));
+        Ok(Found { terms: vec![term], figures: Figures::default(), hits, hook })
+    }
+}
 
 /// The trained positions of rows that stand one behind another, each given by its labels: the hidden row of position
 /// `i` predicts the label of `i + 1`. Position 0 is never a target. Each weighs 1; the trainer divides by the tokens

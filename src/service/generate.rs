@@ -4,7 +4,7 @@ use tokio::sync::mpsc;
 
 use super::{Problem, Service, catalogue::Model, sampling::SamplingFields, stop::StopMatcher};
 use crate::{
-    inference::{AdapterRef, Finish, Output, Request, Resident, TokenLogprob},
+    inference::{AdapterRef, Finish, Output, Request, Resident, Task, TokenLogprob},
     text::Detokenizer,
 };
 
@@ -74,6 +74,7 @@ impl Service {
                     stop_ids: resident.text.stop_ids.clone(),
                     logprobs: wanted.logprobs,
                     prompt_logprobs: wanted.prompt_logprobs,
+                    task: Task::Complete,
                 };
                 generations.push(Generation {
                     index,
@@ -154,7 +155,7 @@ impl Generation {
                 self.ended = true;
                 Err(error.into())
             }
-            None => {
+            Some(Output::Score(_)) | None => {
                 self.ended = true;
                 Err(Problem::internal("the engine ended a completion without a word"))
             }

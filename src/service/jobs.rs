@@ -12,6 +12,7 @@ use super::{
     once::remembered,
 };
 use crate::{
+    data::Format,
     db::{DbError, Wish},
     domain::{
         Caller, FileReport, Job, JobStatus, MethodSpec, ObjectiveSpec, TrainSpec, Training, id,
@@ -40,6 +41,12 @@ struct Body {
     training: Option<Value>,
     priority: Option<i64>,
     dry_run: Option<bool>,
+}
+
+/// What a job asks of its files.
+struct Wanted<'a> {
+    objective: &'a ObjectiveSpec,
+    max_seq_len: u64,
 }
 
 /// Integrations with other services are not served; an empty list asks for none.
@@ -81,8 +88,8 @@ impl Service {
         let method = body.method.clone().unwrap_or_else(|| json!({"type": "supervised"}));
         let objective = ObjectiveSpec::from_json(&method)?;
         let hyper = match (&body.hyperparameters, Hyperparameters::from_method(&method)?) {
-            (Some(old), new) if new == Hyperparameters::default() => {
-                Hyperparameters::from_json(old, "hyperparameters")?
+            (Some(old), new) if new.is_empty() => {
+                Hyperparameters { objective: new.objective, ..Hyperparameters::from_json(old, "hyperparameters")? }
             }
             (Some(_), _) => {
                 let message = "hyperparameters stand in method already: leave the older field out";
@@ -90,15 +97,16 @@ impl Service {
             }
             (None, new) => new,
         };
-        let adapter = self.adapter_spec(&model, body.adapter.as_ref()).await?;
+        let adapter = self.adapter_spec(&model, body.adapter.as_ref(), &objective).await?;
         adapter.check(base)?;
         let request = TrainingRequest::from_json(body.training.as_ref().unwrap_or(&Value::Null), &hyper)?;
         // Ranges first, so that a wrong number does not wait for the data.
         let checked = Training::resolve(&request, &adapter, base, 0)?;
         let training_file = self.training_file(caller, body, &objective).await?;
-        let report = self.usable(project, &model, &training_file, "training_file", checked.max_seq_len).await?;
+        let wanted = Wanted { objective: &objective, max_seq_len: checked.max_seq_len };
+        let report = self.usable(project, &model, &training_file, "training_file", &wanted).await?;
         if let Some(file) = &body.validation_file {
-            self.usable(project, &model, file, "validation_file", checked.max_seq_len).await?;
+            self.usable(project, &model, file, "validation_file", &wanted).await?;
         }
         let training = Training::resolve(&request, &adapter, base, report.usable_rows)?;
         let priority = in_range("priority", body.priority.unwrap_or(0), -100, 100)?;
@@ -163,7 +171,12 @@ impl Service {
     }
 
     /// The request's `adapter`, or the one of the tuned model that is continued.
-    async fn adapter_spec(&self, model: &Model, asked: Option<&Value>) -> Result<MethodSpec, Problem> {
+    async fn adapter_spec(
+        &self,
+        model: &Model,
+        asked: Option<&Value>,
+        objective: &ObjectiveSpec,
+    ) -> Result<MethodSpec, Problem> {
         match (&model.adapter, asked) {
             (Some(_), Some(_)) => {
                 let message = format!("{} is continued with its own adapter settings: leave adapter out", model.name);
@@ -171,6 +184,11 @@ impl Service {
             }
             (Some(record), None) => {
                 let (_, files) = read_adapter(&self.store, &record.generation).await?;
+                let is_scored = methods::score::is_scored(&files).map_err(|error| Problem::from(error).at("model"))?;
+                if is_scored && !matches!(objective, ObjectiveSpec::RewardModel(_)) {
+                    let message = format!("{} gives scores: only reward_model can train it on", model.name);
+                    return Err(Problem::invalid("model", "adapter_scores", message));
+                }
                 methods::continued(&files).map_err(|error| Problem::from(error).at("model"))
             }
             (None, Some(asked)) => Ok(MethodSpec::from_json(asked)?),
@@ -185,8 +203,9 @@ impl Service {
         model: &Model,
         file: &str,
         param: &str,
-        max_seq_len: u64,
+        wanted: &Wanted<'_>,
     ) -> Result<FileReport, Problem> {
+        let max_seq_len = wanted.max_seq_len;
         let record = self.file(project, file).await.map_err(|problem| problem.at(param))?;
         if record.purpose != "fine-tune" {
             let message = format!("{file} was uploaded for {}, not for fine-tune", record.purpose);
@@ -196,6 +215,12 @@ impl Service {
         if let Some(error) = report.errors.first() {
             let message = first_error(&report).unwrap_or_default().replace("{id}", file);
             return Err(Problem::invalid(param, &format!("dataset_{}", error.code), message));
+        }
+        let (format, rows) = (report.format.as_deref().unwrap_or_default(), wanted.objective.rows());
+        if Format::parse(format).is_none_or(|format| format.kind() != rows) {
+            let objective = wanted.objective.type_name();
+            let message = format!("{file} has rows of format {format}; {objective} reads {}", rows.wanted());
+            return Err(Problem::invalid(param, "dataset_wrong_format", message));
         }
         if report.usable_rows == 0 {
             let message = match report.too_long_rows {

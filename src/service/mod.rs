@@ -4,6 +4,7 @@
 pub mod adapters;
 pub mod catalogue;
 pub mod chat;
+mod classify;
 pub mod feedback;
 pub mod fields;
 pub mod files;

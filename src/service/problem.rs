@@ -114,6 +114,7 @@ impl From<EngineError> for Problem {
         let (fault, code) = match &error {
             EngineError::Full { .. } => (Fault::Busy, "queue_full"),
             EngineError::Adapter(_) => (Fault::Conflict, "adapter_unusable"),
+            EngineError::Task => return Self::invalid("model", "wrong_task", error.to_string()),
             EngineError::TooLarge { .. } => (Fault::Conflict, "adapter_too_large"),
             EngineError::Unavailable(_) => (Fault::Unavailable, "store_unavailable"),
             EngineError::Late(_) => (Fault::Unavailable, "adapter_late"),

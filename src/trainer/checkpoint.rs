@@ -12,7 +12,7 @@ use super::{
     optim::{AdamW, Moments},
 };
 use crate::{
-    data::Example,
+    data::Row,
     domain::{BaseInfo, Metrics, Snapshot, TrainSpec},
     methods::{Named, Trainable, file},
 };
@@ -35,7 +35,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    pub fn new(spec: &TrainSpec, base: &BaseInfo, train: &[&Example], valid: &[&Example]) -> Self {
+    pub fn new(spec: &TrainSpec, base: &BaseInfo, train: &[&Row], valid: &[&Row]) -> Self {
         let mut hash = Sha256::new();
         for (name, rows) in [(b"t", train), (b"v", valid)] {
             hash.update(name);
@@ -178,13 +178,21 @@ fn differing(a: &Value, b: &Value) -> Option<String> {
     }
 }
 
-fn hash_row(hash: &mut Sha256, row: &Example) {
-    hash.update((row.ids.len() as u64).to_le_bytes());
-    for (id, label) in row.ids.iter().zip(&row.labels) {
-        hash.update(id.to_le_bytes());
-        hash.update(label.map_or([0xFF; 5], |label| {
-            let [a, b, c, d] = label.to_le_bytes();
-            [0, a, b, c, d]
-        }));
+fn hash_row(hash: &mut Sha256, row: &Row) {
+    let said = match row {
+        Row::Example(_) => 0.0,
+        Row::Pair(pair) => pair.margin,
+        Row::Judged(judged) => f64::from(u8::from(judged.is_desirable)),
+    };
+    hash.update(said.to_le_bytes());
+    for text in row.examples() {
+        hash.update((text.ids.len() as u64).to_le_bytes());
+        for (id, label) in text.ids.iter().zip(&text.labels) {
+            hash.update(id.to_le_bytes());
+            hash.update(label.map_or([0xFF; 5], |label| {
+                let [a, b, c, d] = label.to_le_bytes();
+                [0, a, b, c, d]
+            }));
+        }
     }
 }

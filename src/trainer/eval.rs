@@ -1,28 +1,43 @@
-//! The validation set: cross entropy and accuracy per trained token.
+//! The validation set: the objective's loss, accuracy per trained token, and its figures.
 
-use super::{TrainError, pass::cross_entropy};
-use crate::{data::Example, domain::Metrics, methods::Trainable, model::Base};
+use super::TrainError;
+use crate::{
+    data::Row,
+    domain::Metrics,
+    objectives::{Figures, Models, Objective},
+};
 
-/// Fills in the validation figures, over the whole set and over its first batch. Each token weighs the same, however
-/// the rows are batched.
+/// Fills in the validation figures, over the whole set and over its first batch. Each unit of the loss weighs the
+/// same, however the rows are batched.
 pub fn evaluate(
-    base: &Base,
-    method: &dyn Trainable,
-    rows: &[&Example],
+    objective: &dyn Objective,
+    models: &Models,
+    rows: &[&Row],
     batch_size: usize,
     metrics: &mut Metrics,
 ) -> Result<(), TrainError> {
-    let (mut loss, mut correct, mut tokens) = (0.0, 0, 0);
+    let (mut sums, mut figures) = (Vec::<(f64, f64)>::new(), Figures::default());
+    let (mut correct, mut trained) = (0, 0);
     for (i, batch) in rows.chunks(batch_size).enumerate() {
-        let found = cross_entropy(base, &method.hook(None)?, batch, None)?;
-        loss += f64::from(found.loss.to_scalar::<f32>()?);
-        correct += found.correct;
-        tokens += batch.iter().map(|row| row.trained()).sum::<usize>();
-        let so_far = (Some(loss / tokens as f64), Some(correct as f64 / tokens as f64));
-        if i == 0 {
-            (metrics.valid_loss, metrics.valid_mean_token_accuracy) = so_far;
+        let found = objective.pass(models, batch)?;
+        let counts = objective.counts(batch);
+        sums.resize(counts.len(), (0.0, 0.0));
+        for ((sum, units), (term, count)) in sums.iter_mut().zip(found.terms.iter().zip(counts)) {
+            *sum += term.value;
+            *units += count;
         }
-        (metrics.full_valid_loss, metrics.full_valid_mean_token_accuracy) = so_far;
+        figures.merge(found.figures);
+        let loss = Some(sums.iter().map(|(sum, units)| sum / units).sum());
+        let accuracy = found.hits.map(|(hits, of)| {
+            correct += hits;
+            trained += of;
+            correct as f64 / trained as f64
+        });
+        if i == 0 {
+            (metrics.valid_loss, metrics.valid_mean_token_accuracy) = (loss, accuracy);
+        }
+        (metrics.full_valid_loss, metrics.full_valid_mean_token_accuracy) = (loss, accuracy);
     }
+    metrics.figures.extend(figures.means().into_iter().map(|(name, mean)| (format!("eval_{name}"), mean)));
     Ok(())
 }

@@ -4,7 +4,6 @@ mod checkpoint;
 mod eval;
 mod optim;
 mod order;
-mod pass;
 mod plan;
 mod rows;
 mod schedule;
@@ -15,7 +14,7 @@ mod tests;
 use std::{sync::Arc, thread};
 
 use crate::{
-    data::Example,
+    data::Row,
     domain::{Metrics, Observer, Snapshot, TrainSpec},
     methods::{AdapterFiles, MethodError},
     model::Base,
@@ -25,11 +24,11 @@ use crate::{
 pub struct Run<'a> {
     pub spec: &'a TrainSpec,
     pub base: Arc<Base>,
-    pub train: &'a [Example],
-    pub valid: &'a [Example],
+    pub train: &'a [Row],
+    pub valid: &'a [Row],
     /// Go on from here.
     pub resume: Option<&'a Snapshot>,
-    /// Begin with this adapter's values instead of fresh ones.
+    /// Begin with this adapter's values instead of fresh ones; objectives with a reference are measured against it.
     pub start: Option<&'a AdapterFiles>,
     /// Text to the base's token ids, for methods that begin as words.
     pub tokenize: &'a (dyn Fn(&str) -> Result<Vec<u32>, MethodError> + Sync),

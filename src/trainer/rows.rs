@@ -1,11 +1,11 @@
 //! The rows that a run can use.
 
 use super::{Run, TrainError, order};
-use crate::{data::Example, domain::Observer};
+use crate::{data::Row, domain::Observer};
 
 pub struct Rows<'a> {
-    pub train: Vec<&'a Example>,
-    pub valid: Vec<&'a Example>,
+    pub train: Vec<&'a Row>,
+    pub valid: Vec<&'a Row>,
 }
 
 impl<'a> Rows<'a> {
@@ -32,15 +32,16 @@ impl<'a> Rows<'a> {
     }
 }
 
-fn usable<'a>(
-    run: &Run,
-    rows: &'a [Example],
-    set: &str,
-    observer: &mut dyn Observer,
-) -> Result<Vec<&'a Example>, TrainError> {
+fn usable<'a>(run: &Run, rows: &'a [Row], set: &str, observer: &mut dyn Observer) -> Result<Vec<&'a Row>, TrainError> {
+    let wanted = run.spec.objective.rows();
+    if rows.iter().any(|row| row.kind() != wanted) {
+        let text = format!("the {set} rows are not what {} reads: {}", run.spec.objective.type_name(), wanted.wanted());
+        return Err(TrainError::Data(text));
+    }
     let limit = (run.spec.training.max_seq_len as usize).min(run.base.info.context);
-    let (fitting, long): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.ids.len() <= limit);
-    let (trained, idle): (Vec<_>, Vec<_>) = fitting.into_iter().partition(|row| row.trained() > 0);
+    let (fitting, long): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.longest() <= limit);
+    let (trained, idle): (Vec<_>, Vec<_>) =
+        fitting.into_iter().partition(|row| row.examples().all(|text| text.trained() > 0));
     let reasons = [(long.len(), format!("longer than {limit} tokens")), (idle.len(), "without a trained token".into())];
     for (count, reason) in reasons.into_iter().filter(|(count, _)| *count > 0) {
         let text = format!("{count} of {} {set} rows are left out: {reason}", rows.len());

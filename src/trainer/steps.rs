@@ -1,6 +1,6 @@
 //! The loop itself: from rows to optimiser steps, evaluations and checkpoints.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use candle_core::Var;
 
@@ -10,17 +10,19 @@ use super::{
     eval::evaluate,
     optim::{AdamW, Gradient, Step},
     order,
-    pass::cross_entropy,
     plan::Plan,
     rows::Rows,
     schedule::learning_rate,
 };
 use crate::{
-    data::Example,
+    data::Row,
     domain::{Control, Metrics, Observer, TrainSpec, spec::Precision},
     methods::{self, Start, Stepped, Trainable},
-    model::{Base, Compute},
+    model::{Base, Compute, Hook},
+    objectives::{self, Figures, Models, Objective},
 };
+
+const NO_WRITER: &str = "the adapter gives scores; only reward_model can train it on";
 
 pub struct Loop<'a> {
     spec: &'a TrainSpec,
@@ -28,7 +30,10 @@ pub struct Loop<'a> {
     rows: Rows<'a>,
     plan: Plan,
     identity: Identity,
+    objective: &'a dyn Objective,
     method: Box<dyn Trainable>,
+    /// The adapter that the run began with, where the objective is measured against it.
+    reference: Option<Arc<dyn Hook>>,
     variables: Vec<(String, Var)>,
     optimiser: AdamW,
     progress: Progress,
@@ -39,10 +44,8 @@ pub struct Loop<'a> {
 struct Passes {
     gradient: Gradient,
     loss: f64,
-    correct: usize,
-    trained: usize,
-    tokens: usize,
-    figures: BTreeMap<String, f64>,
+    hits: Option<(usize, usize)>,
+    figures: Figures,
 }
 
 impl<'a> Loop<'a> {
@@ -59,6 +62,17 @@ impl<'a> Loop<'a> {
                 methods::create(&run.spec.adapter, &start)?
             }
         };
+        let objective = objectives::of(&run.spec.objective);
+        let is_scored = run.start.map_or(Ok(false), methods::score::is_scored)?;
+        match (objective.has_score(), is_scored) {
+            (true, false) => method = methods::score::fresh(method, &run.base, run.spec.seed)?,
+            (false, true) => return Err(TrainError::Data(NO_WRITER.to_owned())),
+            _ => {}
+        }
+        let reference = match run.start.filter(|_| objective.has_reference()) {
+            Some(files) => Some(methods::load(files, &run.base)?),
+            None => None,
+        };
         let variables = method.variables();
         let mut optimiser = AdamW::new(&variables, run.spec.training.weight_decay);
         let mut progress = Progress { total_steps: plan.total_steps, ..Progress::default() };
@@ -74,7 +88,20 @@ impl<'a> Loop<'a> {
         };
         let (spec, base) = (run.spec, run.base.computing(compute));
         let resumed = run.resume.is_some();
-        Ok(Self { spec, base, rows, plan, identity, method, variables, optimiser, progress, resumed })
+        Ok(Self {
+            spec,
+            base,
+            rows,
+            plan,
+            identity,
+            objective,
+            method,
+            reference,
+            variables,
+            optimiser,
+            progress,
+            resumed,
+        })
     }
 
     /// To the end, or to where the observer says otherwise.
@@ -130,7 +157,7 @@ impl<'a> Loop<'a> {
         let index = self.progress.step;
         let (epoch, places) = self.plan.rows_of(index);
         let order = order::epoch(self.spec.seed, epoch, self.rows.train.len());
-        let chosen: Vec<&Example> = order[places.clone()].iter().map(|row| self.rows.train[*row]).collect();
+        let chosen: Vec<&Row> = order[places.clone()].iter().map(|row| self.rows.train[*row]).collect();
         let mut passes = self.passes(index, &chosen)?;
 
         let norm = passes.gradient.norm();
@@ -147,18 +174,19 @@ impl<'a> Loop<'a> {
         self.progress.step += 1;
         self.progress.epoch = epoch;
         self.progress.row = places.end as u64;
-        self.progress.trained_tokens += passes.trained as u64;
+        self.progress.trained_tokens += chosen.iter().map(|row| row.trained() as u64).sum::<u64>();
+        let tokens: usize = chosen.iter().map(|row| row.tokens()).sum();
         let mut metrics = Metrics {
             step: self.progress.step,
             total_steps: self.plan.total_steps,
             train_loss: Some(passes.loss),
-            train_mean_token_accuracy: Some(passes.correct as f64 / passes.trained as f64),
+            train_mean_token_accuracy: passes.hits.map(|(hits, of)| hits as f64 / of as f64),
             learning_rate: Some(rate),
             grad_norm: Some(norm),
-            tokens_per_second: Some(passes.tokens as f64 / begun.elapsed().as_secs_f64()),
+            tokens_per_second: Some(tokens as f64 / begun.elapsed().as_secs_f64()),
             trained_tokens: Some(self.progress.trained_tokens),
             epoch: Some(epoch as f64 + places.end as f64 / self.rows.train.len() as f64),
-            figures: passes.figures,
+            figures: passes.figures.means(),
             ..Metrics::default()
         };
         if self.is_evaluation_due(metrics.step) {
@@ -168,41 +196,57 @@ impl<'a> Loop<'a> {
         Ok(metrics)
     }
 
-    /// Forward and backward over the micro-batches of one step. The tokens of the whole step are counted first: each
+    /// Forward and backward over the micro-batches of one step. The units of the whole step are counted first: each
     /// weighs the same, however the rows are split.
-    fn passes(&self, index: u64, rows: &[&Example]) -> Result<Passes, TrainError> {
-        let trained: usize = rows.iter().map(|row| row.trained()).sum();
-        let tokens = rows.iter().map(|row| row.ids.len()).sum();
+    fn passes(&self, index: u64, rows: &[&Row]) -> Result<Passes, TrainError> {
+        let counts = self.objective.counts(rows);
         let gradient = Gradient::zero(&self.variables);
-        let mut passes = Passes { gradient, loss: 0.0, correct: 0, trained, tokens, figures: BTreeMap::new() };
+        let mut passes = Passes { gradient, loss: 0.0, hits: None, figures: Figures::default() };
         let share = 1.0 / rows.len().div_ceil(self.plan.batch_size) as f64;
         for (i, micro) in rows.chunks(self.plan.batch_size).enumerate() {
             let key = order::pass_key(self.spec.seed, index, i as u64);
-            let hook = self.method.hook(Some(key))?;
-            let found = cross_entropy(&self.base, &hook, micro, Some(key))?;
-            let loss = f64::from(found.loss.to_scalar::<f32>()?);
-            if !loss.is_finite() {
-                return Err(diverged("loss", loss, index + 1));
+            let found = self.objective.pass(&self.models(Some(key)), micro)?;
+            let mut parts = Vec::with_capacity(counts.len() + 1);
+            for (term, count) in found.terms.iter().zip(&counts) {
+                if !term.value.is_finite() {
+                    return Err(diverged("loss", term.value, index + 1));
+                }
+                passes.loss += term.value / count;
+                parts.push(term.gradient.affine(1.0 / count, 0.0)?);
             }
-            passes.loss += loss / trained as f64;
-            passes.correct += found.correct;
-            let mut objective = found.loss.affine(1.0 / trained as f64, 0.0)?;
-            // A mean over passes, where the loss is one over tokens.
-            if let Some(penalty) = hook.penalty()? {
-                *passes.figures.entry("penalty".to_owned()).or_default() +=
-                    share * f64::from(penalty.to_scalar::<f32>()?);
-                objective = (objective + penalty.affine(share, 0.0)?)?;
+            // A mean over passes, where the terms are means over the step's units.
+            if let Some(penalty) = found.hook.penalty()? {
+                passes.figures.add("penalty", f64::from(penalty.to_scalar::<f32>()?));
+                parts.push(penalty.affine(share, 0.0)?);
             }
-            for (name, value) in hook.figures() {
-                *passes.figures.entry(name).or_default() += share * value;
+            if let Some((hits, of)) = found.hits {
+                let (all, of_all) = passes.hits.unwrap_or_default();
+                passes.hits = Some((all + hits, of_all + of));
             }
-            passes.gradient.add(&self.variables, &objective.backward()?)?;
+            for (name, value) in found.hook.figures() {
+                passes.figures.add(name, value);
+            }
+            passes.figures.merge(found.figures);
+            let sum = parts.into_iter().map(Ok).reduce(|sum, part| sum? + part?);
+            if let Some(sum) = sum {
+                passes.gradient.add(&self.variables, &sum?.backward()?)?;
+            }
         }
         Ok(passes)
     }
 
+    fn models(&self, train: Option<u64>) -> Models<'_> {
+        Models {
+            base: &self.base,
+            method: self.method.as_ref(),
+            reference: self.reference.as_ref(),
+            train,
+            limit: self.spec.training.max_seq_len as usize,
+        }
+    }
+
     fn evaluate(&mut self, metrics: &mut Metrics) -> Result<(), TrainError> {
-        evaluate(&self.base, self.method.as_ref(), &self.rows.valid, self.plan.batch_size, metrics)?;
+        evaluate(self.objective, &self.models(None), &self.rows.valid, self.plan.batch_size, metrics)?;
         let Some(loss) = metrics.full_valid_loss else { return Ok(()) };
         if !loss.is_finite() {
             return Err(diverged("validation loss", loss, metrics.step));

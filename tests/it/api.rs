@@ -5,6 +5,7 @@ mod bad_input;
 mod feedback;
 mod idempotency;
 mod lists;
+mod preference;
 mod sampling;
 mod text;
 mod uploads;

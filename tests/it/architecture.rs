@@ -13,9 +13,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("formats", &[]),
     ("text", &["domain", "formats"]),
     ("model", &["domain", "formats"]),
-    ("methods", &["domain", "formats", "model"]),
-    ("objectives", &["domain", "model", "methods"]),
     ("data", &["domain", "text"]),
+    ("methods", &["domain", "formats", "model"]),
+    // An objective says which rows it reads: a pair, a text with a thumb up or down.
+    ("objectives", &["domain", "data", "model", "methods"]),
     ("trainer", &["domain", "data", "model", "methods", "objectives"]),
     ("storage", &["domain"]),
     ("db", &["domain"]),

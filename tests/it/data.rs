@@ -1,5 +1,7 @@
 //! Datasets as users write them, good and bad, read for a small random base.
 
+mod preference;
+
 use attune::{
     data::{self, Context, DataError, Example, MAX_LINE_BYTES},
     domain::FileReport,
@@ -29,7 +31,8 @@ fn report(file: impl AsRef<[u8]>) -> FileReport {
 }
 
 fn examples(file: impl AsRef<[u8]>) -> Vec<Example> {
-    data::load(file.as_ref(), &context(&text())).unwrap()
+    let rows = data::load(file.as_ref(), &context(&text())).unwrap();
+    rows.iter().flat_map(|row| row.examples().cloned()).collect()
 }
 
 /// Errors as lines and codes.
@@ -117,7 +120,7 @@ fn rows_of_other_formats_are_checked_too() {
     first_bad(good, r#"{"prompt":"a"}"#, "missing_field");
     first_bad(good, r#"{"prompt":"a","completion":""}"#, "empty_content");
     first_bad(good, r#"{"prompt":1,"completion":"b"}"#, "invalid_type");
-    first_bad(good, r#"{"prompt":"a","completion":"b","label":true}"#, "unknown_field");
+    first_bad(good, r#"{"prompt":"a","completion":"b","mood":true}"#, "unknown_field");
     let good = r#"{"input_ids":[1,2],"labels":[-100,2]}"#;
     first_bad(good, r#"{"input_ids":[1,2],"labels":[-100]}"#, "labels_length");
     first_bad(good, r#"{"input_ids":[1,2],"labels":[2,-100]}"#, "invalid_labels");
@@ -210,7 +213,8 @@ fn bos_is_written_once() {
         std::fs::write(&path, config.replacen("{% for", template, 1)).unwrap();
         let text = Text::open(dir.path()).unwrap();
         for row in [GOOD, r#"{"prompt":"a","completion":"b"}"#] {
-            let example = data::load(row.as_bytes(), &context(&text)).unwrap().remove(0);
+            let loaded = data::load(row.as_bytes(), &context(&text)).unwrap().remove(0);
+            let example = loaded.examples().next().unwrap();
             assert_eq!(example.ids[0], BOS, "{row}");
             assert_eq!(example.ids.iter().filter(|id| **id == BOS).count(), 1, "{row}");
             assert_eq!(example.labels[0], None, "{row}");
@@ -293,8 +297,16 @@ fn fragments() -> impl Strategy<Value = Vec<u8>> {
             "\"weight\""
         ])
         .prop_map(|s| s.as_bytes().to_vec()),
-        prop::sample::select(vec!["\"prompt\":", "\"completion\":", "\"input_ids\":[", "\"labels\":[", "<|im_end|>"])
-            .prop_map(|s| s.as_bytes().to_vec()),
+        prop::sample::select(vec![
+            "\"prompt\":",
+            "\"completion\":",
+            "\"chosen\":",
+            "\"label\":",
+            "\"input_ids\":[",
+            "\"labels\":[",
+            "<|im_end|>"
+        ])
+        .prop_map(|s| s.as_bytes().to_vec()),
         prop::collection::vec(any::<u8>(), 0..6),
     ];
     prop::collection::vec(piece, 0..24).prop_map(|pieces| pieces.concat())
@@ -306,7 +318,7 @@ fn gives_a_report(file: &[u8], text: &Text) {
     let loaded = data::load(file, &context(text));
     assert_eq!(loaded.is_ok(), report.error_count == 0);
     for row in loaded.unwrap_or_default() {
-        assert_eq!(row.ids.len(), row.labels.len());
+        assert!(row.examples().all(|text| text.ids.len() == text.labels.len()));
     }
 }
 

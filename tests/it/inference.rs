@@ -11,7 +11,7 @@ use attune::{
     domain::MethodSpec,
     inference::{
         AdapterRef, Bases, EngineError, EngineSettings, Finish, Handle, Output, Request, Resident, Sampling, Status,
-        TokenLogprob,
+        Task, TokenLogprob,
     },
     jobs::publish_adapter,
     methods::AdapterFiles,
@@ -142,6 +142,7 @@ fn ask(adapter: Option<&AdapterRef>, prompt: usize, max_tokens: usize) -> Reques
         stop_ids: vec![258],
         logprobs: Some(3),
         prompt_logprobs: None,
+        task: Task::Complete,
     }
 }
 
@@ -162,6 +163,7 @@ impl Answer {
                 self.prompt = found;
             }
             Output::Token { id, logprob } => self.tokens.push((id, logprob)),
+            Output::Score(_) => panic!("a score that nobody asked for"),
             Output::Done(finish) => self.end = Some(Ok(finish)),
             Output::Failed(error) => self.end = Some(Err(error)),
         }

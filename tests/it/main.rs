@@ -16,6 +16,7 @@ mod methods;
 mod model;
 mod openapi;
 mod outbound;
+mod preference;
 mod sdk;
 mod storage;
 mod support;

@@ -223,6 +223,25 @@ fn every_variable_learns_and_the_base_stays() {
     });
 }
 
+/// Everything but the head is the method's, in the pass and in the files.
+#[test]
+fn a_score_head_leaves_the_method_alone() {
+    each(|_, spec, base| {
+        let plain = shaken(spec, base, 5);
+        let scored = methods::score::fresh(shaken(spec, base, 5), base, 7).unwrap();
+        assert_eq!(with(base, scored.hook(None).unwrap()), with(base, plain.hook(None).unwrap()));
+        let files = scored.export().unwrap();
+        let loaded = methods::load(&files, base).unwrap();
+        assert!(loaded.is_scorer());
+        let unscored = methods::load(&plain.export().unwrap(), base).unwrap();
+        assert_eq!(with(base, loaded.clone()), with(base, unscored));
+        let x = Tensor::ones((2, base.info.hidden), candle_core::DType::F32, &Device::Cpu).unwrap();
+        assert_eq!(base.logits(&x, Some(loaded.as_ref())).unwrap().dims(), [2, 1]);
+        let resumed = methods::resume(&files, base).unwrap().export().unwrap();
+        assert_eq!(with(base, methods::load(&resumed, base).unwrap()), with(base, loaded));
+    });
+}
+
 #[test]
 fn rows_of_two_adapters_and_the_base_do_not_mix() {
     each(|_, spec, base| {
@@ -291,7 +310,7 @@ fn files_that_do_not_fit_are_refused_by_name() {
         ("fan_in_fan_out", json!(true)),
         ("layer_replication", json!([[0, 1]])),
         ("init_lora_weights", json!("pissa_niter_4")),
-        ("task_type", json!("SEQ_CLS")),
+        ("task_type", json!("TOKEN_CLS")),
         ("peft_type", json!("IA3")),
         ("r", json!("3")),
         ("target_modules", json!(7)),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use attune::{
-    data::Example,
+    data::{Example, Row},
     domain::{Control, Snapshot, TrainSpec},
     model::Base,
     trainer::{Outcome, Run, TrainError, total_steps, train},
@@ -187,7 +187,8 @@ fn a_run_that_diverges_names_the_step() {
 
 #[test]
 fn validation_stops_a_run_that_only_memorises() {
-    let (base, train_rows, valid) = (base(), rows(&[9, 8], 9), rows(&[7, 12, 5], 10));
+    let of = |examples: Vec<Example>| -> Vec<Row> { examples.into_iter().map(Row::from).collect() };
+    let (base, train_rows, valid) = (base(), of(rows(&[9, 8], 9)), of(rows(&[7, 12, 5], 10)));
     let training = json!({"n_epochs": 60, "batch_size": 2, "learning_rate": 2e-2, "early_stopping": {"patience": 2}});
     let spec = spec(&base, json!({"r": 3, "alpha": 7}), training);
     let mut recorder = Recorder::default();

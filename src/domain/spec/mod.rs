@@ -24,7 +24,10 @@ pub use card::Card;
 pub use dora::DoraSpec;
 pub use lora::{LoraInit, LoraInitName, LoraSpec, LoraTarget};
 pub use moe_lora::{MoeLoraSpec, MoeVariant, is_feed_forward};
-pub use objective::ObjectiveSpec;
+pub use objective::{
+    DpoLoss, DpoSpec, IpoSpec, KtoSpec, ObjectiveCard, ObjectiveSpec, OrpoSpec, RewardModelSpec, SimpoSpec,
+    SupervisedSpec,
+};
 pub use p_tuning::{PTuningSpec, Reparameterization};
 pub use prefix_tuning::{PTuningV2Spec, PrefixInit, PrefixTuningSpec};
 pub use prompt_tuning::{PromptInit, PromptTuningSpec};

@@ -1,48 +1,77 @@
 //! The request's training settings, before their `auto`s are filled in.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
-    EarlyStopping, MethodSpec, Precision, Schedule, SpecError, Training,
+    EarlyStopping, MethodSpec, ObjectiveSpec, Precision, Schedule, SpecError, Training,
     read::{self, fields, join, out_of_range},
 };
 use crate::domain::BaseInfo;
 
-/// OpenAI's three: `method.supervised.hyperparameters`, or the older top-level `hyperparameters`. None is `auto`.
+/// OpenAI's three, beside the objective's own: `method.dpo.hyperparameters`, or the older top-level
+/// `hyperparameters`. None is `auto`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Hyperparameters {
     pub n_epochs: Option<u64>,
     pub batch_size: Option<u64>,
     pub learning_rate_multiplier: Option<f64>,
+    /// Whose they are.
+    #[serde(skip)]
+    pub objective: ObjectiveSpec,
 }
+
+/// The names of OpenAI's three.
+const SHARED: [&str; 3] = ["n_epochs", "batch_size", "learning_rate_multiplier"];
 
 impl Hyperparameters {
     /// Reads an object at `path`; a field may be `"auto"`.
     pub fn from_json(value: &Value, path: &str) -> Result<Self, SpecError> {
         let mut value = value.clone();
         if let Some(fields) = value.as_object_mut() {
-            fields.values_mut().filter(|value| value.as_str() == Some("auto")).for_each(|value| *value = Value::Null);
+            forget_autos(fields);
         }
         read::object(&value, path, &[], "")
     }
 
     /// Reads `hyperparameters` inside the request's `method` object, at the place that its type says.
     pub fn from_method(method: &Value) -> Result<Self, SpecError> {
-        let name = super::ObjectiveSpec::from_json(method)?.type_name();
+        let objective = ObjectiveSpec::from_json(method)?;
+        let (shared, _) = Self::split(method, objective.type_name())?;
+        Ok(Self { objective: objective.clone(), ..Self::from_json(&shared, &objective.path())? })
+    }
+
+    /// Whether none of the three is given.
+    pub fn is_empty(&self) -> bool {
+        (self.n_epochs, self.batch_size, self.learning_rate_multiplier) == (None, None, None)
+    }
+
+    /// The fields of `method.<name>.hyperparameters`: OpenAI's three, and the objective's own.
+    pub(super) fn split(method: &Value, name: &str) -> Result<(Value, Value), SpecError> {
         let path = join("method", name);
-        let Some(own) = method.get(name).filter(|own| !own.is_null()) else { return Ok(Self::default()) };
-        if let Some(key) = fields(own, &path)?.keys().find(|key| *key != "hyperparameters") {
+        let none = Map::new();
+        let own = match method.get(name) {
+            None | Some(Value::Null) => &none,
+            Some(own) => fields(own, &path)?,
+        };
+        if let Some(key) = own.keys().find(|key| *key != "hyperparameters") {
             let param = join(&path, key);
             let message = format!("unknown field {param}; known is hyperparameters");
             return Err(SpecError::new(param, "spec_unknown_field", message));
         }
-        match own.get("hyperparameters") {
-            None | Some(Value::Null) => Ok(Self::default()),
-            Some(inner) => Self::from_json(inner, &join(&path, "hyperparameters")),
-        }
+        let mut all = match own.get("hyperparameters") {
+            None | Some(Value::Null) => none,
+            Some(inner) => fields(inner, &join(&path, "hyperparameters"))?.clone(),
+        };
+        forget_autos(&mut all);
+        let (shared, own): (Map<_, _>, _) = all.into_iter().partition(|(key, _)| SHARED.contains(&key.as_str()));
+        Ok((Value::Object(shared), Value::Object(own)))
     }
+}
+
+fn forget_autos(fields: &mut Map<String, Value>) {
+    fields.values_mut().filter(|value| value.as_str() == Some("auto")).for_each(|value| *value = Value::Null);
 }
 
 /// The request's `training` object and hyperparameters. None is the default.
@@ -69,6 +98,8 @@ pub struct TrainingRequest {
     /// Read from the hyperparameters only.
     #[serde(skip)]
     pub learning_rate_multiplier: Option<f64>,
+    #[serde(skip)]
+    pub objective: ObjectiveSpec,
 }
 
 impl TrainingRequest {
@@ -79,6 +110,7 @@ impl TrainingRequest {
         request.n_epochs = once("n_epochs", request.n_epochs, hyper.n_epochs)?;
         request.batch_size = once("batch_size", request.batch_size, hyper.batch_size)?;
         request.learning_rate_multiplier = hyper.learning_rate_multiplier;
+        request.objective = hyper.objective.clone();
         Ok(request)
     }
 }
@@ -96,14 +128,16 @@ impl Training {
     ) -> Result<Self, SpecError> {
         let multiplier = request.learning_rate_multiplier.unwrap_or(1.0);
         if !(multiplier.is_finite() && multiplier > 0.0) {
-            let param = "method.supervised.hyperparameters.learning_rate_multiplier";
-            return Err(out_of_range(param, multiplier, "above 0"));
+            let param = join(&request.objective.path(), "learning_rate_multiplier");
+            return Err(out_of_range(&param, multiplier, "above 0"));
         }
+        let (default_rate, least) =
+            (method.default_learning_rate() * request.objective.rate(), request.objective.least_batch());
         let context = base.context as u64;
         let training = Self {
             n_epochs: request.n_epochs.unwrap_or(3),
-            batch_size: request.batch_size.unwrap_or((rows / 16).clamp(1, 8)),
-            learning_rate: request.learning_rate.unwrap_or(method.default_learning_rate() * multiplier),
+            batch_size: request.batch_size.unwrap_or((rows / 16).clamp(least, 8)),
+            learning_rate: request.learning_rate.unwrap_or(default_rate * multiplier),
             lr_scheduler: request.lr_scheduler.unwrap_or(Schedule::Linear),
             warmup_ratio: request.warmup_ratio.unwrap_or(0.0),
             max_steps: request.max_steps,
@@ -118,12 +152,13 @@ impl Training {
             validation_split: request.validation_split.unwrap_or(0.0),
             precision: request.precision.unwrap_or(Precision::Auto),
         };
-        training.check(context)?;
+        training.check(context, &request.objective.path())?;
+        request.objective.check(&training)?;
         Ok(training)
     }
 
-    fn check(&self, context: u64) -> Result<(), SpecError> {
-        let hyper = |name: &str| format!("method.supervised.hyperparameters.{name}");
+    fn check(&self, context: u64, hyper: &str) -> Result<(), SpecError> {
+        let hyper = |name: &str| join(hyper, name);
         whole(&hyper("n_epochs"), Some(self.n_epochs), 1, 1000)?;
         whole(&hyper("batch_size"), Some(self.batch_size), 1, 1024)?;
         whole("training.max_steps", self.max_steps, 1, u64::from(u32::MAX))?;

@@ -8,7 +8,7 @@ use std::sync::{
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{output, slice, tensor};
+use super::{log_probs::dense_log_probs, output, slice, tensor};
 use crate::model::{Target, kernels::Mat, kernels::elementwise, weight::Weight};
 
 /// Rows whose scores are held at once.
@@ -39,7 +39,7 @@ pub fn cross_entropy(hidden: &Tensor, weight: &Arc<Weight>, targets: &[Target]) 
 }
 
 /// Turns one row of scores into its gradient; returns `(−log p(token), is argmax)`.
-fn row_loss(scores: &mut [f32], target: &Target) -> (f64, bool) {
+pub(super) fn row_loss(scores: &mut [f32], target: &Target) -> (f64, bool) {
     let token = target.token as usize;
     let score = scores[token];
     let is_best = scores.iter().enumerate().all(|(i, x)| *x < score || (*x == score && i >= token));
@@ -103,13 +103,7 @@ impl CustomOp1 for CrossEntropy {
 
 /// The same over scores that are there already, `(rows, vocab)`, from candle's own ops.
 pub fn dense_cross_entropy(scores: &Tensor, targets: &[Target]) -> Result<(Tensor, usize)> {
-    let device = scores.device();
-    let rows = Tensor::new(targets.iter().map(|t| t.row as u32).collect::<Vec<_>>(), device)?;
-    let tokens = Tensor::new(targets.iter().map(|t| t.token).collect::<Vec<_>>(), device)?;
-    let weights = Tensor::new(targets.iter().map(|t| t.weight).collect::<Vec<_>>(), device)?;
-    let log_probs = candle_nn::ops::log_softmax(&scores.index_select(&rows, 0)?, 1)?;
-    let chosen = log_probs.gather(&tokens.unsqueeze(1)?, 1)?.squeeze(1)?;
-    let best: Vec<u32> = log_probs.argmax(1)?.to_vec1()?;
-    let correct = best.iter().zip(targets).filter(|(best, target)| **best == target.token).count();
-    Ok(((chosen * weights)?.sum_all()?.neg()?, correct))
+    let weights = Tensor::new(targets.iter().map(|t| t.weight).collect::<Vec<_>>(), scores.device())?;
+    let (log_probs, correct) = dense_log_probs(scores, targets)?;
+    Ok(((log_probs * weights)?.sum_all()?.neg()?, correct))
 }

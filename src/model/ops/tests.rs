@@ -263,3 +263,17 @@ fn cross_entropy_in_chunks() {
     // Without a gradient to carry, none is made.
     assert!(cross_entropy(&hidden.detach(), &w, &targets).is_ok());
 }
+
+/// More targets than a chunk, two of one row, and every token with a weight of its own in the backward pass.
+#[test]
+fn log_probs_in_chunks() {
+    let w = weight(Stored::Q8_0, 301, 32, 21);
+    let hidden = var((150, 32), 22);
+    let target = |i: usize| Target { row: i + 3, token: (i * 7 % 301) as u32, weight: 1.0 };
+    let targets: Vec<Target> = (0..140).map(target).chain([Target { row: 9, token: 4, weight: 3.0 }]).collect();
+    let scores = f64s(&hidden).matmul(&f64s(&dense(&w)).t().unwrap()).unwrap().to_dtype(DType::F32).unwrap();
+    let (plain, expected) = dense_log_probs(&scores, &targets).unwrap();
+    let (ours, correct) = log_probs(&hidden, &w, &targets).unwrap();
+    assert_eq!(correct, expected);
+    agree(&ours, &plain, &[&hidden], 1e-5, "log-probs");
+}

@@ -38,7 +38,7 @@ async fn a_job_that_cannot_run_is_refused_at_once() {
         (json!({"training": {"lr": 1}}), 400, "spec_unknown_field", "training.lr", "lr"),
         (json!({"training": {"max_seq_len": 513}}), 400, "spec_out_of_range", "training.max_seq_len", "512"),
         (json!({"training": {"learning_rate": 0}}), 400, "spec_out_of_range", "training.learning_rate", "0"),
-        (json!({"method": {"type": "dpo"}}), 400, "spec_unsupported", "method.type", "dpo"),
+        (json!({"method": {"type": "ppo"}}), 400, "spec_unsupported", "method.type", "ppo"),
         (json!({"method": {"type": "magic"}}), 400, "spec_unknown_type", "method.type", "magic"),
         (json!({"suffix": "a:b"}), 400, "invalid_suffix", "suffix", "64"),
         (json!({"suffix": ""}), 400, "invalid_suffix", "suffix", "64"),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use attune::{
-    data::Example,
+    data::{Example, Row},
     domain::{Control, MethodSpec, Metrics, ObjectiveSpec, Observer, Snapshot, TrainSpec, Training, TrainingRequest},
     methods::{self, AdapterFiles, MethodError, Start, Trainable},
     model::Base,
@@ -24,7 +24,7 @@ pub fn spec(base: &Base, adapter: Value, training: Value) -> TrainSpec {
         continue_from: None,
         suffix: None,
         adapter,
-        objective: ObjectiveSpec::Supervised,
+        objective: ObjectiveSpec::default(),
         training,
         seed: 5,
     }
@@ -97,17 +97,18 @@ pub struct From<'a> {
     pub start: Option<&'a AdapterFiles>,
 }
 
-pub fn run(
+pub fn run<R: Into<Row> + Clone>(
     base: &Arc<Base>,
     spec: &TrainSpec,
-    rows: &[Example],
+    rows: &[R],
     from: From,
     recorder: &mut Recorder,
 ) -> Result<Outcome, TrainError> {
+    let rows: Vec<Row> = rows.iter().cloned().map(Into::into).collect();
     let run = Run {
         spec,
         base: base.clone(),
-        train: rows,
+        train: &rows,
         valid: &[],
         resume: from.resume,
         start: from.start,
@@ -117,7 +118,12 @@ pub fn run(
 }
 
 /// A run to its end.
-pub fn finish(base: &Arc<Base>, spec: &TrainSpec, rows: &[Example], from: From) -> (AdapterFiles, Recorder) {
+pub fn finish<R: Into<Row> + Clone>(
+    base: &Arc<Base>,
+    spec: &TrainSpec,
+    rows: &[R],
+    from: From,
+) -> (AdapterFiles, Recorder) {
     let mut recorder = Recorder::default();
     match run(base, spec, rows, from, &mut recorder).unwrap() {
         Outcome::Finished { adapter, .. } => (adapter, recorder),

@@ -1,0 +1,202 @@
+//! What is optimised, as the request's `method` object names it.
+
+mod preference;
+mod supervised;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+use super::{
+    Hyperparameters, SpecError, Training,
+    read::{self, fields, join, out_of_range},
+};
+use crate::domain::dataset::RowKind;
+
+pub use preference::{DpoLoss, DpoSpec, IpoSpec, KtoSpec, OrpoSpec, RewardModelSpec, SimpoSpec};
+pub use supervised::SupervisedSpec;
+
+/// Reads the knobs at a path of the request.
+type Read = fn(&Value, &str) -> Result<ObjectiveSpec, SpecError>;
+
+/// Objectives that can be run, by the `type` in requests.
+const OBJECTIVES: &[(&str, Read)] = &[
+    ("supervised", |value, path| read_as(value, path, ObjectiveSpec::Supervised)),
+    ("dpo", |value, path| read_as(value, path, ObjectiveSpec::Dpo)),
+    ("ipo", |value, path| read_as(value, path, ObjectiveSpec::Ipo)),
+    ("kto", |value, path| read_as(value, path, ObjectiveSpec::Kto)),
+    ("orpo", |value, path| read_as(value, path, ObjectiveSpec::Orpo)),
+    ("simpo", |value, path| read_as(value, path, ObjectiveSpec::Simpo)),
+    ("reward_model", |value, path| read_as(value, path, ObjectiveSpec::RewardModel)),
+];
+
+/// Objectives that the wire knows and that cannot be run yet.
+const PLANNED: &[&str] = &["ppo", "grpo", "rloo", "reinforcement"];
+
+/// Read beside the knobs (`Hyperparameters`); errors list them.
+const BESIDE: read::Aliases =
+    &[("n_epochs", "n_epochs"), ("batch_size", "batch_size"), ("learning_rate_multiplier", "learning_rate_multiplier")];
+
+/// What is optimised, and its knobs in TRL's names. In JSON: `{"type": "dpo", "beta": 0.1, …}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ObjectiveSpec {
+    Supervised(SupervisedSpec),
+    Dpo(DpoSpec),
+    Ipo(IpoSpec),
+    Kto(KtoSpec),
+    Orpo(OrpoSpec),
+    Simpo(SimpoSpec),
+    RewardModel(RewardModelSpec),
+}
+
+impl Default for ObjectiveSpec {
+    fn default() -> Self {
+        ObjectiveSpec::Supervised(SupervisedSpec {})
+    }
+}
+
+/// What users read before they choose an objective.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ObjectiveCard {
+    /// The formula, with its source.
+    pub definition: &'static str,
+    pub choose_when: &'static str,
+    pub avoid_when: &'static str,
+}
+
+/// What every objective's knobs answer.
+pub trait Aim {
+    /// What it reads of a dataset.
+    fn rows(&self) -> RowKind;
+
+    /// Ranges; `path` is where the knobs stand in the request.
+    fn check(&self, path: &str) -> Result<(), SpecError> {
+        let _ = path;
+        Ok(())
+    }
+
+    /// The learning rate that a job gets when it names none, as a multiple of the method's.
+    fn rate(&self) -> f64;
+
+    /// The smallest micro-batch that it makes sense with.
+    fn least_batch(&self) -> u64 {
+        1
+    }
+
+    fn card(&self) -> ObjectiveCard;
+}
+
+fn read_as<T>(value: &Value, path: &str, variant: fn(T) -> ObjectiveSpec) -> Result<ObjectiveSpec, SpecError>
+where
+    T: Aim + Default + Serialize + DeserializeOwned,
+{
+    let spec: T = read::object(value, path, BESIDE, "")?;
+    spec.check(path)?;
+    Ok(variant(spec))
+}
+
+impl ObjectiveSpec {
+    fn aim(&self) -> &dyn Aim {
+        match self {
+            ObjectiveSpec::Supervised(spec) => spec,
+            ObjectiveSpec::Dpo(spec) => spec,
+            ObjectiveSpec::Ipo(spec) => spec,
+            ObjectiveSpec::Kto(spec) => spec,
+            ObjectiveSpec::Orpo(spec) => spec,
+            ObjectiveSpec::Simpo(spec) => spec,
+            ObjectiveSpec::RewardModel(spec) => spec,
+        }
+    }
+
+    /// The `type` in requests.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            ObjectiveSpec::Supervised(_) => "supervised",
+            ObjectiveSpec::Dpo(_) => "dpo",
+            ObjectiveSpec::Ipo(_) => "ipo",
+            ObjectiveSpec::Kto(_) => "kto",
+            ObjectiveSpec::Orpo(_) => "orpo",
+            ObjectiveSpec::Simpo(_) => "simpo",
+            ObjectiveSpec::RewardModel(_) => "reward_model",
+        }
+    }
+
+    /// Each objective with its defaults.
+    pub fn all() -> Vec<Self> {
+        OBJECTIVES.iter().filter_map(|(_, read)| read(&json!({}), "").ok()).collect()
+    }
+
+    /// What it reads of a dataset.
+    pub fn rows(&self) -> RowKind {
+        self.aim().rows()
+    }
+
+    /// The learning rate that a job gets when it names none, as a multiple of the method's.
+    pub fn rate(&self) -> f64 {
+        self.aim().rate()
+    }
+
+    /// The smallest micro-batch that it makes sense with.
+    pub fn least_batch(&self) -> u64 {
+        self.aim().least_batch()
+    }
+
+    pub fn card(&self) -> ObjectiveCard {
+        self.aim().card()
+    }
+
+    /// Where its hyperparameters stand in a request.
+    pub fn path(&self) -> String {
+        format!("method.{}.hyperparameters", self.type_name())
+    }
+
+    /// Its knobs as JSON.
+    pub fn knobs(&self) -> Value {
+        let mut knobs = serde_json::to_value(self).unwrap_or_default();
+        knobs.as_object_mut().map(|fields| fields.shift_remove("type"));
+        knobs
+    }
+
+    /// What needs the loop's settings.
+    pub fn check(&self, training: &Training) -> Result<(), SpecError> {
+        let (least, batch) = (self.least_batch(), training.batch_size);
+        if batch < least {
+            let param = join(&self.path(), "batch_size");
+            return Err(out_of_range(&param, batch, &format!("at least {least}: {} compares rows", self.type_name())));
+        }
+        Ok(())
+    }
+
+    /// Reads the request's `method`: `{"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1, …}}}`.
+    pub fn from_json(method: &Value) -> Result<Self, SpecError> {
+        let fields = fields(method, "method")?;
+        let name = match fields.get("type") {
+            None | Some(Value::Null) => "supervised",
+            Some(Value::String(name)) => name,
+            Some(_) => return Err(SpecError::new("method.type", "spec_invalid_type", "method.type is not a string")),
+        };
+        let known: Vec<&str> = OBJECTIVES.iter().map(|(name, _)| *name).collect();
+        let Some((own, read)) = OBJECTIVES.iter().find(|(known, _)| *known == name) else {
+            return Err(if PLANNED.contains(&name) {
+                let message = format!("the objective {name} is not available yet; available are {}", known.join(", "));
+                SpecError::new("method.type", "spec_unsupported", message)
+            } else {
+                let (known, planned) = (known.join(", "), PLANNED.join(", "));
+                let message = format!("unknown objective {name}; known are {known}, {planned}");
+                SpecError::new("method.type", "spec_unknown_type", message)
+            });
+        };
+        if let Some((key, _)) = fields.iter().find(|(key, value)| *key != "type" && key != own && !value.is_null()) {
+            let param = join("method", key);
+            let message = format!("unknown field {param}; known beside type is {own}");
+            return Err(SpecError::new(param, "spec_unknown_field", message));
+        }
+        let (_, knobs) = Hyperparameters::split(method, own)?;
+        read(&knobs, &join(&join("method", own), "hyperparameters"))
+    }
+}
+
+/// A number inside its range.
+fn real(path: &str, field: &str, value: f64, fits: bool, limits: &str) -> Result<(), SpecError> {
+    if fits { Ok(()) } else { Err(out_of_range(&join(path, field), value, limits)) }
+}

@@ -1,0 +1,72 @@
+//! Log-probabilities of texts, token by token. An objective is a function of them in double precision; its slopes,
+//! written by hand, go back into the graph as the tokens' weights.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Result, Tensor};
+
+use super::supervised;
+use crate::{
+    data::Example,
+    model::{Base, Batch, Hook, Sequence},
+};
+
+/// What one model says of some texts.
+pub struct Scored {
+    /// `log p` of each text's trained tokens.
+    pub texts: Vec<Vec<f64>>,
+    /// Trained tokens that are the argmax.
+    pub correct: usize,
+    /// All of them, with gradients.
+    values: Tensor,
+}
+
+impl Scored {
+    /// The sum over each text's trained tokens.
+    pub fn sums(&self) -> Vec<f64> {
+        self.texts.iter().map(|text| text.iter().sum()).collect()
+    }
+
+    /// `Σ weight · log p`, with gradients; a weight for each trained token of each text.
+    pub fn weighted(&self, weights: &[Vec<f64>]) -> Result<Tensor> {
+        let weights: Vec<f32> = weights.iter().flatten().map(|weight| *weight as f32).collect();
+        (&self.values * Tensor::new(weights, &Device::Cpu)?)?.sum_all()
+    }
+
+    /// The same with one weight for each text.
+    pub fn weighted_sums(&self, weights: &[f64]) -> Result<Tensor> {
+        let each = self.texts.iter().zip(weights).map(|(text, weight)| vec![*weight; text.len()]);
+        self.weighted(&each.collect::<Vec<_>>())
+    }
+}
+
+/// Texts under the base with this adapter, or without one; dropout is off.
+pub fn score(base: &Base, hook: Option<&Arc<dyn Hook>>, texts: &[&Example]) -> Result<Scored> {
+    let sequences = texts.iter().map(|text| Sequence { tokens: &text.ids, hook: hook.cloned(), cache: None });
+    let hidden = base.forward(&mut Batch { sequences: sequences.collect(), train: None })?;
+    read(base, hook, texts, &hidden)
+}
+
+/// The same as numbers only: nothing is kept for a backward pass.
+pub fn score_only(base: &Base, hook: Option<&Arc<dyn Hook>>, texts: &[&Example]) -> Result<Vec<f64>> {
+    let sequences = texts.iter().map(|text| Sequence { tokens: &text.ids, hook: hook.cloned(), cache: None });
+    let hidden = base.forward(&mut Batch { sequences: sequences.collect(), train: None })?;
+    Ok(read(base, hook, texts, &hidden.detach())?.sums())
+}
+
+fn read(base: &Base, hook: Option<&Arc<dyn Hook>>, texts: &[&Example], hidden: &Tensor) -> Result<Scored> {
+    let targets = supervised::targets(texts.iter().map(|text| text.labels.as_slice()));
+    let found = base.log_probs(hidden, &targets, hook.map(|hook| hook.as_ref()))?;
+    let mut values = found.values.to_vec1::<f32>()?.into_iter().map(f64::from);
+    let texts = texts.iter().map(|text| values.by_ref().take(text.trained()).collect()).collect();
+    Ok(Scored { texts, correct: found.correct, values: found.values })
+}
+
+/// `log σ(x)` without overflow.
+pub fn log_sigmoid(x: f64) -> f64 {
+    x.min(0.0) - (-x.abs()).exp().ln_1p()
+}
+
+pub fn sigmoid(x: f64) -> f64 {
+    log_sigmoid(x).exp()
+}

@@ -1,0 +1,194 @@
+//! Preferences through the running server: upload, report, job, events, and the tuned model's answer.
+
+use serde_json::{Value, json};
+
+use crate::support::server::{BASE, Client, Server, chat_rows};
+
+const JOBS: &str = "/v1/fine_tuning/jobs";
+
+fn pairs(n: usize) -> String {
+    let side = |text: String| json!([{"role": "assistant", "content": text}]);
+    let row = |i: usize| {
+        json!({"input": {"messages": [{"role": "user", "content": format!("Question {i}")}]},
+               "preferred_output": side(format!("Good {i}")),
+               "non_preferred_output": side(format!("A bad answer {i}"))})
+    };
+    (0..n).map(|i| format!("{}\n", row(i))).collect()
+}
+
+fn thumbs(n: usize) -> String {
+    let row =
+        |i: usize| json!({"prompt": format!("Question {i}"), "completion": format!(" it {i}"), "label": i % 2 == 0});
+    (0..n).map(|i| format!("{}\n", row(i))).collect()
+}
+
+async fn file(client: &Client, rows: String) -> String {
+    client.upload(rows).await.ok()["id"].as_str().unwrap().to_owned()
+}
+
+fn job(file: &str, name: &str, knobs: Value) -> Value {
+    json!({"model": BASE, "training_file": file, "suffix": "liked",
+           "method": {"type": name, name: {"hyperparameters": knobs}},
+           "adapter": {"type": "lora", "r": 4, "alpha": 12}, "training": {"learning_rate": 0.01}})
+}
+
+/// The metrics events of a job, oldest first.
+fn metrics(events: &[(String, Value)]) -> Vec<Value> {
+    let metrics = events.iter().filter(|(_, event)| event["type"] == "metrics");
+    metrics.map(|(_, event)| event["data"].clone()).collect()
+}
+
+async fn follow(client: &Client, body: &Value, figures: &[&str]) -> Value {
+    let queued = client.post(JOBS, body).await.ok();
+    let id = queued["id"].as_str().unwrap();
+    let events = client.events(id, None).await;
+    let ended = client.get(&format!("{JOBS}/{id}")).await.ok();
+    assert_eq!(ended["status"], "succeeded", "{ended}");
+    let metrics = metrics(&events);
+    assert_eq!(metrics.len(), 6, "{metrics:?}");
+    for figure in figures {
+        assert!(metrics.iter().all(|event| event[*figure].is_f64()), "{figure}: {metrics:?}");
+    }
+    let loss = |event: &Value| event["train_loss"].as_f64().unwrap();
+    assert!(loss(&metrics[5]) < loss(&metrics[0]), "{metrics:?}");
+    if body["method"]["type"] == "reward_model" {
+        return ended;
+    }
+    let chat = json!({"model": ended["fine_tuned_model"], "max_tokens": 5,
+                      "messages": [{"role": "user", "content": "Question 1"}]});
+    assert_eq!(client.post("/v1/chat/completions", &chat).await.ok()["object"], "chat.completion");
+    ended
+}
+
+#[tokio::test]
+async fn dpo_from_upload_to_answer() {
+    let server = Server::start();
+    let client = server.client();
+    let file = file(&client, pairs(6)).await;
+    let report = client.get(&format!("/v1/files/{file}/report?model={BASE}")).await.ok();
+    assert_eq!((&report["format"], &report["usable_rows"]), (&json!("preference"), &json!(6)));
+    let body = job(&file, "dpo", json!({"beta": 0.2, "batch_size": 2, "n_epochs": 2, "loss_type": "sigmoid"}));
+    let figures = ["rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen"];
+    let ended = follow(&client, &body, &figures).await;
+    let knobs = &ended["method"]["dpo"]["hyperparameters"];
+    assert_eq!(ended["method"]["type"], "dpo");
+    assert_eq!((&knobs["beta"], &knobs["batch_size"], &knobs["n_epochs"]), (&json!(0.2), &json!(2), &json!(2)));
+    assert_eq!((&knobs["loss_type"], &knobs["label_smoothing"]), (&json!("sigmoid"), &json!(0.0)));
+}
+
+#[tokio::test]
+async fn kto_from_upload_to_answer() {
+    let server = Server::start();
+    let client = server.client();
+    let file = file(&client, thumbs(6)).await;
+    let report = client.get(&format!("/v1/files/{file}/report?model={BASE}")).await.ok();
+    assert_eq!(report["format"], "unpaired_preference");
+    let body = job(&file, "kto", json!({"desirable_weight": 1.2, "n_epochs": 2}));
+    let ended = follow(&client, &body, &["kl", "rewards/accuracies"]).await;
+    // `auto` is never a batch that kto cannot compare in.
+    assert_eq!(ended["method"]["kto"]["hyperparameters"]["batch_size"], 2);
+}
+
+#[tokio::test]
+async fn a_reward_model_from_upload_to_score() {
+    let server = Server::start();
+    let client = server.client();
+    let file = file(&client, pairs(6)).await;
+    let body = job(&file, "reward_model", json!({"n_epochs": 2, "batch_size": 2, "center_rewards_coefficient": 0.01}));
+    let ended = follow(&client, &body, &["rewards/accuracies", "rewards/margins"]).await;
+    let model = &ended["fine_tuned_model"];
+    let text = |answer: &str| json!({"messages": [{"role": "user", "content": "Question 1"}, {"role": "assistant", "content": answer}]});
+    let ask = json!({"model": model, "input": [text("Good 1"), text("A bad answer 1"), text("Good 1")]});
+    let found = client.post("/v1/classify", &ask).await.ok();
+    let score = |i: usize| found["data"][i]["score"].as_f64().unwrap();
+    assert!(score(0) > score(1), "{found}");
+    assert_eq!((score(0), &found["data"][2]["index"]), (score(2), &json!(2)));
+    let one = client.post("/v1/classify", &json!({"model": model, "input": text("Good 1")})).await.ok();
+    assert_eq!(one["data"][0]["score"], found["data"][0]["score"]);
+    let tokens = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().unwrap();
+    // A byte is a token: the bad answer is eight longer.
+    assert_eq!(tokens(&found), 3 * tokens(&one) + 8);
+
+    // A scorer does not write, and a writer does not score.
+    let chat = json!({"model": model, "messages": [{"role": "user", "content": "hi"}]});
+    client.post("/v1/chat/completions", &chat).await.error(400, "wrong_task", Some("model"));
+    let on = json!({"model": model, "training_file": file, "method": {"type": "dpo"}});
+    client.post(JOBS, &on).await.error(400, "adapter_scores", Some("model"));
+    let writer = client.trained(&client.file(4).await).await["fine_tuned_model"].clone();
+    for (model, code) in [(&json!(BASE), "wrong_task"), (&writer, "wrong_task")] {
+        client.post("/v1/classify", &json!({"model": model, "input": text("a")})).await.error(400, code, Some("model"));
+    }
+    let wrong = [
+        (json!([]), "out_of_range", "input"),
+        (json!([text("a"), 3]), "not_an_object", "input.1"),
+        (json!({"messages": [{"role": "user", "content": "a"}]}), "missing_assistant", "input.0"),
+        (json!({"prompt": "a", "chosen": "b", "rejected": "c"}), "invalid_input", "input.0"),
+        (text(&"long ".repeat(600)), "context_length_exceeded", "input.0"),
+    ];
+    for (input, code, param) in wrong {
+        client.post("/v1/classify", &json!({"model": model, "input": input})).await.error(400, code, Some(param));
+    }
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_named() {
+    let server = Server::start();
+    let client = server.client();
+    let (pairs, thumbs) = (file(&client, pairs(4)).await, file(&client, thumbs(4)).await);
+    let chats = file(&client, chat_rows(4)).await;
+    for (name, file, part) in [
+        ("dpo", &chats, "format chat; dpo reads pairs"),
+        ("orpo", &thumbs, "format unpaired_preference; orpo reads pairs"),
+        ("kto", &pairs, "format preference; kto reads judged answers"),
+        ("supervised", &pairs, "format preference; supervised reads rows to learn"),
+    ] {
+        let answer = client.post(JOBS, &job(file, name, json!({}))).await;
+        let message = answer.error(400, "dataset_wrong_format", Some("training_file"));
+        assert!(message.contains(part), "{message}");
+    }
+    let cases = [
+        ("dpo", json!({"beta": 0}), "spec_out_of_range", "beta", "above 0"),
+        ("dpo", json!({"beta": "much"}), "spec_invalid_type", "beta", "beta"),
+        ("dpo", json!({"gamma": 1}), "spec_unknown_field", "gamma", "known are batch_size, beta"),
+        ("dpo", json!({"loss_type": "apo"}), "spec_invalid_type", "loss_type", "sigmoid_norm"),
+        ("dpo", json!({"label_smoothing": 0.1}), "spec_out_of_range", "label_smoothing", "robust"),
+        ("dpo", json!({"loss_type": "robust", "label_smoothing": 0.5}), "spec_out_of_range", "label_smoothing", "0.5"),
+        ("dpo", json!({"n_epochs": 0}), "spec_out_of_range", "n_epochs", "1 to 1000"),
+        ("ipo", json!({"beta": -1}), "spec_out_of_range", "beta", "above 0"),
+        ("kto", json!({"undesirable_weight": 0}), "spec_out_of_range", "undesirable_weight", "above 0"),
+        ("kto", json!({"batch_size": 1}), "spec_out_of_range", "batch_size", "at least 2"),
+        ("orpo", json!({"beta": 2000}), "spec_out_of_range", "beta", "1000"),
+        ("simpo", json!({"gamma": -0.5}), "spec_out_of_range", "gamma", "0 to 1000"),
+        (
+            "reward_model",
+            json!({"center_rewards_coefficient": -1}),
+            "spec_out_of_range",
+            "center_rewards_coefficient",
+            "0 to",
+        ),
+    ];
+    for (name, knobs, code, field, part) in cases {
+        let param = format!("method.{name}.hyperparameters.{field}");
+        let file = if name == "kto" { &thumbs } else { &pairs };
+        let message = client.post(JOBS, &job(file, name, knobs.clone())).await.error(400, code, Some(&param));
+        assert!(message.contains(part), "{name} {knobs}: {message}");
+    }
+    let refused = client.upload(r#"{"prompt":"a","chosen":"b","rejected":"b"}"#).await.ok();
+    assert_eq!(refused["status"], "error");
+    assert!(refused["status_details"].as_str().unwrap().contains("line 1: `chosen` and `rejected` are the same"));
+}
+
+#[tokio::test]
+async fn objectives_are_listed_with_their_knobs() {
+    let server = Server::start();
+    let all = server.client().get("/v1/methods").await.ok();
+    let objective = |id: &str| {
+        let found = all["data"].as_array().unwrap().iter().find(|card| card["id"] == id);
+        found.unwrap_or_else(|| panic!("{id} is not listed")).clone()
+    };
+    for id in ["supervised", "dpo", "ipo", "kto", "orpo", "simpo", "reward_model"] {
+        assert_eq!(objective(id)["object"], "objective");
+    }
+    assert_eq!(objective("simpo")["defaults"]["gamma"], 1.0);
+    assert_eq!(objective("dpo")["defaults"]["batch_size"], "auto");
+}
