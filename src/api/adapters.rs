@@ -21,7 +21,7 @@ use crate::{
     inference::Residency,
     service::{
         Fault, Problem,
-        adapters::{self, Packing},
+        adapters::{self, Form, Packing},
     },
 };
 
@@ -183,6 +183,8 @@ pub async fn import(
 pub struct DownloadQuery {
     /// `zip` (default) or `tar`.
     pub format: Option<String>,
+    /// `lora`: as plain LoRA, where the method's change is one (AdaLoRA). Without it, in the method's own format.
+    pub r#as: Option<String>,
 }
 
 /// An adapter in PEFT's layout: `PeftModel.from_pretrained` reads it.
@@ -207,8 +209,13 @@ pub async fn download(
         Some("tar") => (Packing::Tar, "tar"),
         Some(_) => return Err(Problem::invalid("format", "out_of_range", "format is neither zip nor tar").into()),
     };
+    let form = match query.r#as.as_deref() {
+        None => Form::Own,
+        Some("lora") => Form::Lora,
+        Some(_) => return Err(Problem::invalid("as", "out_of_range", "as is not lora").into()),
+    };
     let record = state.service.adapter(&project, &id).await?;
-    let bytes = state.service.export_adapter(&record, packing).await?;
+    let bytes = state.service.export_adapter(&record, packing, form).await?;
     let name = format!("attachment; filename=\"{}.{kind}\"", record.id);
     let headers = [(CONTENT_TYPE, "application/octet-stream".to_owned()), (CONTENT_DISPOSITION, name)];
     Ok((headers, bytes).into_response())

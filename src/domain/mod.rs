@@ -24,6 +24,6 @@ pub use job::{Failure, Job, JobStatus};
 pub use key::{ApiKey, Caller, Scope};
 pub use observer::{Control, Observer, Snapshot};
 pub use spec::{
-    DoraSpec, Hyperparameters, LoraSpec, MethodSpec, MoeLoraSpec, ObjectiveSpec, PTuningSpec, PTuningV2Spec,
-    PrefixTuningSpec, PromptTuningSpec, SpecError, TrainSpec, Training, TrainingRequest, UnipeltSpec,
+    AdaLoraSpec, DoraSpec, Hyperparameters, Ia3Spec, LoraSpec, MethodSpec, MoeLoraSpec, ObjectiveSpec, PTuningSpec,
+    PTuningV2Spec, PrefixTuningSpec, PromptTuningSpec, SpecError, TrainSpec, Training, TrainingRequest, UnipeltSpec,
 };

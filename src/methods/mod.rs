@@ -1,9 +1,11 @@
 //! Fine-tuning methods: one folder each, beside each other, in PEFT's file format.
 
+pub mod adalora;
 mod config;
 pub mod dora;
 mod dropout;
 pub mod file;
+pub mod ia3;
 pub mod lora;
 pub mod moe_lora;
 pub mod p_tuning;
@@ -12,6 +14,7 @@ pub mod prefix_tuning;
 pub mod prompt_tuning;
 pub mod score;
 pub mod unipelt;
+mod variables;
 mod virtual_tokens;
 
 use std::sync::Arc;
@@ -19,7 +22,7 @@ use std::sync::Arc;
 use candle_core::Var;
 
 use crate::{
-    domain::MethodSpec,
+    domain::{BaseInfo, MethodSpec},
     model::{Base, Hook},
 };
 
@@ -97,6 +100,12 @@ pub trait Method {
 
     /// An adapter to serve. Every tensor must match a module by name and shape, be finite, and none may be missing.
     fn load(&self, files: &AdapterFiles, base: &Base) -> Result<Arc<dyn Hook>, MethodError>;
+
+    /// The same change as plain LoRA, in its files.
+    fn as_lora(&self, files: &AdapterFiles, base: &BaseInfo) -> Result<AdapterFiles, MethodError> {
+        _ = (files, base);
+        Err(MethodError::Unsupported("this method's change is not a low-rank matrix beside each linear".into()))
+    }
 }
 
 fn of(spec: &MethodSpec) -> &dyn Method {
@@ -109,6 +118,8 @@ fn of(spec: &MethodSpec) -> &dyn Method {
         MethodSpec::PTuningV2(spec) => spec,
         MethodSpec::MoeLora(spec) => spec,
         MethodSpec::Unipelt(spec) => spec,
+        MethodSpec::AdaLora(spec) => spec,
+        MethodSpec::Ia3(spec) => spec,
     }
 }
 
@@ -138,6 +149,11 @@ pub fn load(files: &AdapterFiles, base: &Base) -> Result<Arc<dyn Hook>, MethodEr
     }
 }
 
+/// The adapter as plain LoRA, where its method's change is one.
+pub fn as_lora(files: &AdapterFiles, base: &BaseInfo) -> Result<AdapterFiles, MethodError> {
+    of(&spec_of(files)?).as_lora(files, base)
+}
+
 /// The spec that a PEFT config stands for (for jobs that continue an adapter, and for import).
 pub fn spec_of(files: &AdapterFiles) -> Result<MethodSpec, MethodError> {
     if let Some(parts) = score::split(files)? {
@@ -149,6 +165,8 @@ pub fn spec_of(files: &AdapterFiles) -> Result<MethodSpec, MethodError> {
         Some("PROMPT_TUNING") => Ok(MethodSpec::PromptTuning(prompt_tuning::spec_of(&config)?)),
         Some("P_TUNING") => Ok(MethodSpec::PTuning(p_tuning::spec_of(&config)?)),
         Some("PREFIX_TUNING") => Ok(MethodSpec::PrefixTuning(prefix_tuning::spec_of(&config)?)),
+        Some("ADALORA") => Ok(MethodSpec::AdaLora(adalora::spec_of(&config)?)),
+        Some("IA3") => Ok(MethodSpec::Ia3(ia3::spec_of(&config)?)),
         Some("UNIPELT") => Ok(MethodSpec::Unipelt(unipelt::spec_of(&config)?)),
         Some(other) => match moe_lora::variant(other) {
             Some(variant) => Ok(MethodSpec::MoeLora(moe_lora::spec_of(variant, &config)?)),

@@ -21,6 +21,15 @@ pub enum Packing {
     Tar,
 }
 
+/// In which method's format an adapter is downloaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Its own.
+    Own,
+    /// As plain LoRA, where the change is one.
+    Lora,
+}
+
 /// A PEFT directory to be imported.
 pub struct Import {
     /// The id of the base that it was trained on.
@@ -85,8 +94,20 @@ impl Service {
     }
 
     /// PEFT's directory, packed.
-    pub async fn export_adapter(&self, record: &AdapterRecord, packing: Packing) -> Result<Vec<u8>, Problem> {
-        let (_, files) = read_adapter(&self.store, &record.generation).await?;
+    pub async fn export_adapter(
+        &self,
+        record: &AdapterRecord,
+        packing: Packing,
+        form: Form,
+    ) -> Result<Vec<u8>, Problem> {
+        let (_, mut files) = read_adapter(&self.store, &record.generation).await?;
+        if form == Form::Lora {
+            let model = self.model(&record.project, &record.model).await?;
+            let base = model.resident.base.info.clone();
+            let folded = tokio::task::spawn_blocking(move || methods::as_lora(&files, &base));
+            let folded = folded.await.map_err(Problem::internal)?;
+            files = folded.map_err(|error| Problem::invalid("as", "unsupported", error.to_string()))?;
+        }
         let files = [(CONFIG.to_owned(), files.config), (WEIGHTS.to_owned(), files.weights)];
         let packed = tokio::task::spawn_blocking(move || match packing {
             Packing::Zip => archive::write_zip(&files),

@@ -20,7 +20,7 @@ use crate::{
     },
     inference::read_adapter,
     jobs::now,
-    methods,
+    methods, trainer,
 };
 
 /// The body of `POST /v1/fine_tuning/jobs`.
@@ -97,7 +97,7 @@ impl Service {
             }
             (None, new) => new,
         };
-        let adapter = self.adapter_spec(&model, body.adapter.as_ref(), &objective).await?;
+        let mut adapter = self.adapter_spec(&model, body.adapter.as_ref(), &objective).await?;
         adapter.check(base)?;
         let request = TrainingRequest::from_json(body.training.as_ref().unwrap_or(&Value::Null), &hyper)?;
         // Ranges first, so that a wrong number does not wait for the data.
@@ -109,6 +109,10 @@ impl Service {
             self.usable(project, &model, file, "validation_file", &wanted).await?;
         }
         let training = Training::resolve(&request, &adapter, base, report.usable_rows)?;
+        if model.adapter.is_none() {
+            let held_out = body.validation_file.is_none();
+            adapter.fit(base, trainer::total_steps(&training, report.usable_rows as usize, held_out))?;
+        }
         let priority = in_range("priority", body.priority.unwrap_or(0), -100, 100)?;
         let tag = id::random(8).to_lowercase();
         let spec = TrainSpec {

@@ -15,7 +15,7 @@ use std::{sync::Arc, thread};
 
 use crate::{
     data::Row,
-    domain::{Metrics, Observer, Snapshot, TrainSpec},
+    domain::{Metrics, Observer, Snapshot, TrainSpec, Training},
     methods::{AdapterFiles, MethodError},
     model::Base,
 };
@@ -67,9 +67,10 @@ pub enum TrainError {
     Observer(anyhow::Error),
 }
 
-/// Optimiser steps that the spec makes on this many training rows (without those that are left out or held out).
-pub fn total_steps(spec: &TrainSpec, rows: usize) -> u64 {
-    plan::Plan::new(&spec.training, rows).total_steps
+/// Optimiser steps of a run on this many rows that can be trained on, of which it may have to hold some out.
+pub fn total_steps(training: &Training, rows: usize, holds_out: bool) -> u64 {
+    let held = if holds_out { order::held_out(training.validation_split, rows) } else { 0 };
+    plan::Plan::new(training, rows - held).total_steps
 }
 
 /// The stack of the training thread: candle walks the graph by recursion, a frame or two for each op of the model.

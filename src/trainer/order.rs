@@ -19,13 +19,18 @@ pub fn pass_key(seed: u64, step: u64, micro_batch: u64) -> u64 {
 
 /// `(training, held out)` rows, each in the file's order. At least one row stays on each side, if there are two.
 pub fn holdout(seed: u64, share: f64, rows: usize) -> (Vec<usize>, Vec<usize>) {
-    let wanted = (share * rows as f64).round() as usize;
-    let held = if share > 0.0 && rows > 1 { wanted.clamp(1, rows - 1) } else { 0 };
+    let held = held_out(share, rows);
     let order = shuffled(Stream::new(key(seed, &[HOLDOUT]), 0), rows);
     let (mut valid, mut train) = (order[..held].to_vec(), order[held..].to_vec());
     valid.sort_unstable();
     train.sort_unstable();
     (train, valid)
+}
+
+/// How many rows `holdout` takes.
+pub fn held_out(share: f64, rows: usize) -> usize {
+    let wanted = (share * rows as f64).round() as usize;
+    if share > 0.0 && rows > 1 { wanted.clamp(1, rows - 1) } else { 0 }
 }
 
 fn shuffled(stream: Stream, rows: usize) -> Vec<usize> {

@@ -3,6 +3,7 @@
 mod access;
 mod bad_input;
 mod feedback;
+mod fold;
 mod idempotency;
 mod lists;
 mod preference;

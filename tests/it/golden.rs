@@ -42,7 +42,14 @@ fn cases() -> Vec<Case> {
             json!({"type": "p_tuning", "num_virtual_tokens": 7, "encoder_reparameterization_type": "LSTM",
                    "encoder_hidden_size": 10, "encoder_num_layers": 3}),
         ),
+        case("ia3", json!({"type": "ia3"})),
+        case("adalora", adalora()),
     ]
+}
+
+fn adalora() -> Value {
+    json!({"type": "adalora", "init_r": 6, "target_r": 3, "tinit": 4, "tfinal": 5, "deltaT": 2, "alpha": 12,
+           "orth_reg_weight": 0.1, "target_modules": ["q_proj", "v_proj", "down_proj"]})
 }
 
 impl Case {
@@ -222,10 +229,9 @@ fn twenty_steps_agree() {
     let (base, rows) = (base(), rows());
     for case in cases() {
         let (case_name, spec) = (case.name, case.spec(&base));
-        // Files that hold all that is trained are a start; else it is a checkpoint.
-        let start = (!case.is_encoded()).then(|| case.adapter("adapter_init"));
-        let resume = case.is_encoded().then(|| case.first_snapshot(&base, &spec, &rows));
-        let from = From { start: start.as_ref(), resume: resume.as_ref() };
+        // Not the files: they may hold an encoder's product, or an adapter whose ranks are decided.
+        let first = case.first_snapshot(&base, &spec, &rows);
+        let from = From { resume: Some(&first), ..From::default() };
         let (finished, recorder) = finish(&base, &spec, &rows, from);
         let penalties = recorder.metrics.iter().map(|metrics| metrics.figures.get("penalty").copied().unwrap_or(0.0));
         let losses: Vec<f64> = recorder.losses().iter().zip(penalties).map(|(loss, penalty)| loss + penalty).collect();
@@ -245,6 +251,33 @@ fn twenty_steps_agree() {
             compare(case_name, &weights.collect(), &case.tensors("encoder_final.safetensors"));
         }
     }
+}
+
+/// After each step that prunes: a run's checkpoints hold the singular values, and those of pruned triplets are zero.
+#[test]
+fn adalora_prunes_what_peft_prunes() {
+    let (base, rows, case) = (base(), rows(), Case { name: "adalora", adapter: adalora() });
+    let spec = case.spec(&base);
+    let first = case.first_snapshot(&base, &spec, &rows);
+    let (_, recorder) = finish(&base, &spec, &rows, From { resume: Some(&first), ..From::default() });
+    let patterns = read("adalora/traj.json")["rank_patterns"].as_array().unwrap().clone();
+    assert_eq!(patterns.len(), 20);
+    for snapshot in &recorder.snapshots {
+        let step = snapshot.step as usize - 1;
+        let Some(pattern) = patterns[step].as_object() else { continue };
+        // In between, pruned triplets are trained again; from step 15 on they stay away.
+        if step % 2 == 1 && step < 15 {
+            continue;
+        }
+        let tensors = trainer_tensors(snapshot);
+        for (key, kept) in pattern {
+            let e = &tensors[&format!("w.base_model.model.{}", key.trim_end_matches(".default"))];
+            let e = e.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let found: Vec<bool> = e.iter().map(|e| *e != 0.0).collect();
+            assert_eq!(json!(found), *kept, "step {step}: {key}");
+        }
+    }
+    assert!((6..20).all(|step| patterns[step].is_object()));
 }
 
 #[track_caller]

@@ -1,5 +1,6 @@
 //! One integration binary: all of it links once.
 
+mod adalora;
 mod api;
 mod architecture;
 mod artifact;
@@ -10,12 +11,14 @@ mod dora;
 mod experts;
 mod formats;
 mod golden;
+mod ia3;
 mod inference;
 mod logits;
 mod methods;
 mod model;
 mod openapi;
 mod outbound;
+mod peft;
 mod preference;
 mod sdk;
 mod storage;

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use attune::{
-    domain::{DoraSpec, MethodSpec, MoeLoraSpec, Site, TrainSpec},
+    domain::{Control, DoraSpec, MethodSpec, MoeLoraSpec, Site, TrainSpec},
     methods::{self, AdapterFiles, MethodError, Trainable},
     model::{Base, Batch, Hook, Sequence},
+    trainer::Outcome,
 };
 use candle_core::{Device, Tensor, quantized::GgmlDType, safetensors};
 use serde_json::{Value, json};
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use crate::support::{
     quantised,
     tiny::{Random, Tiny},
-    training::{From, create, finish, rows, spec},
+    training::{From, Recorder, create, finish, rows, run, spec},
 };
 
 /// A method, and what it cannot promise.
@@ -21,13 +22,16 @@ struct Row {
     adapter: Value,
     /// A fresh adapter is the base itself.
     fresh_is_base: bool,
+    /// A fresh adapter depends on the seed.
+    is_random: bool,
     /// The learning rate at which 30 steps take at least three tenths of the loss away.
     rate: f64,
 }
 
 fn table() -> Vec<Row> {
-    let lora = |adapter| Row { adapter, fresh_is_base: true, rate: 1e-2 };
-    let prompt = |rate, adapter| Row { adapter, fresh_is_base: false, rate };
+    let lora = |adapter| Row { adapter, fresh_is_base: true, is_random: true, rate: 1e-2 };
+    let ia3 = |adapter| Row { adapter, fresh_is_base: true, is_random: false, rate: 0.1 };
+    let prompt = |rate, adapter| Row { adapter, fresh_is_base: false, is_random: true, rate };
     vec![
         lora(json!({"type": "lora", "r": 3, "alpha": 7})),
         lora(json!({"type": "lora", "r": 4, "alpha": 6, "use_rslora": true, "init_lora_weights": "gaussian",
@@ -35,7 +39,13 @@ fn table() -> Vec<Row> {
                     "alpha_pattern": {"v_proj": 11}, "layers_to_transform": [0, 1]})),
         lora(json!({"type": "lora", "r": 2, "alpha": 5, "target_modules": r".*_proj", "exclude_modules": ["o_proj"]})),
         lora(json!({"type": "lora", "r": 3, "alpha": 7, "loraplus_lr_ratio": 8})),
-        lora(json!({"type": "dora", "r": 3, "alpha": 7, "rank_pattern": {"q_proj": 2}})),
+        lora(json!({"type": "dora", "r": 3, "alpha": 7, "dropout": 0.1, "rank_pattern": {"q_proj": 2}})),
+        lora(json!({"type": "lora", "r": 3, "alpha": 7, "dropout": 0.2})),
+        lora(json!({"type": "adalora", "init_r": 4, "target_r": 2, "alpha": 7, "dropout": 0.1})),
+        lora(json!({"type": "adalora", "init_r": 3, "target_r": 1, "alpha": 9, "orth_reg_weight": 0.1, "deltaT": 2,
+                    "target_modules": r".*\.(q|v|down)_proj", "exclude_modules": ["0.mlp.down_proj"]})),
+        ia3(json!({"type": "ia3"})),
+        ia3(json!({"type": "ia3", "target_modules": "all-linear", "feedforward_modules": ".*(up|o|down)_proj"})),
         prompt(0.1, json!({"type": "prompt_tuning", "num_virtual_tokens": 11})),
         prompt(0.1, json!({"type": "prompt_tuning", "num_virtual_tokens": 9, "prompt_tuning_init": "RANDOM"})),
         prompt(0.03, json!({"type": "p_tuning", "num_virtual_tokens": 10, "encoder_hidden_size": 24})),
@@ -57,6 +67,7 @@ fn table() -> Vec<Row> {
         Row {
             adapter: json!({"type": "unipelt", "lora_r": 3, "prefix_length": 4, "bottleneck_size": 12,
                             "reduction_factor": 8}),
+            is_random: true,
             fresh_is_base: false,
             rate: 1e-2,
         },
@@ -120,7 +131,7 @@ fn a_fresh_adapter_is_the_base_and_comes_from_its_seed() {
         assert_ne!(with(base, shaken(spec, base, 4).hook(None).unwrap()), alone);
         let files = |seed| create(spec, base, seed).export().unwrap();
         assert_eq!(files(3), fresh.export().unwrap());
-        assert_ne!(files(4).weights, files(3).weights);
+        assert_eq!(files(4).weights != files(3).weights, row.is_random);
         let count: usize = fresh.variables().iter().map(|(_, variable)| variable.elem_count()).sum();
         assert_eq!(count as u64, spec.trainable(&base.info));
     });
@@ -167,23 +178,28 @@ fn a_stored_adapter_is_the_same_to_the_bit() {
         let continued = methods::continued(&files).unwrap();
         assert_eq!(methods::spec_of(&again).unwrap(), continued);
         assert!(again == files || continued != there, "the config has changed");
-        match (&there, spec) {
-            // The config stands for the same modules, ranks and scales.
-            (
-                MethodSpec::Lora(there) | MethodSpec::Dora(DoraSpec(there)),
-                MethodSpec::Lora(here) | MethodSpec::Dora(DoraSpec(here)),
-            ) => assert_eq!(there.targets(&base.info).unwrap(), here.targets(&base.info).unwrap()),
-            (MethodSpec::MoeLora(there), MethodSpec::MoeLora(here)) => {
-                assert_eq!(there.targets(&base.info).unwrap(), here.targets(&base.info).unwrap());
-                let target_modules = here.target_modules.clone();
-                assert_eq!(&MoeLoraSpec { target_modules, ..there.clone() }, here);
-            }
-            (MethodSpec::Unipelt(_), _) => assert_eq!(&there, spec),
-            _ => assert_eq!(there.virtual_tokens(), spec.virtual_tokens()),
-        }
+        // The config stands for the same modules, ranks and scales.
+        assert_eq!((targets(&there, base), there.virtual_tokens()), (targets(spec, base), spec.virtual_tokens()));
         let is_preset = matches!(spec, MethodSpec::PTuningV2(_));
         assert_eq!(there.type_name(), if is_preset { "prefix_tuning" } else { spec.type_name() });
     });
+}
+
+/// The modules that a spec changes, each with how.
+fn targets(spec: &MethodSpec, base: &Base) -> String {
+    let base = &base.info;
+    match spec {
+        MethodSpec::Lora(spec) | MethodSpec::Dora(DoraSpec(spec)) => format!("{:?}", spec.targets(base).unwrap()),
+        MethodSpec::AdaLora(spec) => format!("{:?} {} {}", spec.targets(base).unwrap(), spec.init_r, spec.lora_alpha),
+        MethodSpec::Ia3(spec) => format!("{:?}", spec.targets(base).unwrap()),
+        MethodSpec::MoeLora(spec) => {
+            let targets = spec.targets(base).unwrap();
+            let rest = MoeLoraSpec { target_modules: Default::default(), ..spec.clone() };
+            format!("{targets:?} {rest:?}")
+        }
+        MethodSpec::Unipelt(spec) => format!("{spec:?}"),
+        _ => String::new(),
+    }
 }
 
 #[test]
@@ -239,6 +255,30 @@ fn a_score_head_leaves_the_method_alone() {
         assert_eq!(base.logits(&x, Some(loaded.as_ref())).unwrap().dims(), [2, 1]);
         let resumed = methods::resume(&files, base).unwrap().export().unwrap();
         assert_eq!(with(base, methods::load(&resumed, base).unwrap()), with(base, loaded));
+    });
+}
+
+/// Stopped in the middle of an epoch, in each phase of a method that has phases: what follows is the same to the bit.
+#[test]
+fn a_stopped_run_goes_on_as_if_it_had_not_been() {
+    each(|row, _, base| {
+        let rows = rows(&[9, 6, 12, 5, 7, 8, 4], 6);
+        let training = json!({"n_epochs": 2, "batch_size": 2, "learning_rate": row.rate, "weight_decay": 0.1,
+                              "checkpoint_every": 7});
+        let spec = spec(base, row.adapter.clone(), training);
+        let (adapter, whole) = finish(base, &spec, &rows, From::default());
+        for stop in [1, 3, 6, 7] {
+            let mut recorder = Recorder { control: Some((stop, Control::Drain)), ..Recorder::default() };
+            assert!(matches!(run(base, &spec, &rows, From::default(), &mut recorder).unwrap(), Outcome::Drained));
+            let snapshot = recorder.snapshots.last().unwrap();
+            assert_eq!(snapshot.step, stop);
+            let (resumed, rest) = finish(base, &spec, &rows, From { resume: Some(snapshot), ..From::default() });
+            let bits = |losses: &[f64]| losses.iter().map(|loss| loss.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&rest.losses()), bits(&whole.losses()[stop as usize..]), "{} from {stop}", row.adapter);
+            assert!(resumed == adapter, "{} from {stop}: another adapter", row.adapter);
+            let last = |recorder: &Recorder| recorder.snapshots.last().unwrap().files[3].clone();
+            assert!(last(&rest) == last(&whole), "{} from {stop}: another state", row.adapter);
+        }
     });
 }
 
@@ -311,7 +351,7 @@ fn files_that_do_not_fit_are_refused_by_name() {
         ("layer_replication", json!([[0, 1]])),
         ("init_lora_weights", json!("pissa_niter_4")),
         ("task_type", json!("TOKEN_CLS")),
-        ("peft_type", json!("IA3")),
+        ("peft_type", json!("VERA")),
         ("r", json!("3")),
         ("target_modules", json!(7)),
     ] {

@@ -79,7 +79,8 @@ fn a_resumed_run_is_the_uninterrupted_one() {
                           "validation_split": 0.15, "early_stopping": {"patience": 50}});
     let spec = spec(&base, lora(), training);
     let (adapter, whole) = finish(&base, &spec, &rows, From::default());
-    assert_eq!(whole.metrics.len() as u64, total_steps(&spec, 6));
+    assert_eq!(whole.metrics.len() as u64, total_steps(&spec.training, 7, true));
+    assert_eq!(total_steps(&spec.training, 7, false), 12);
     let steps: Vec<u64> = whole.snapshots.iter().map(|snapshot| snapshot.step).collect();
     assert_eq!(steps, [0, 2, 3, 4, 6, 8, 9]);
     for snapshot in &whole.snapshots {

@@ -1,8 +1,10 @@
 //! What a job trains: the method (how the change is parametrised), the objective, and the loop's settings.
 //! Every `auto` is filled in before a spec is stored, so that a run can be repeated exactly.
 
+mod adalora;
 mod card;
 mod dora;
+mod ia3;
 mod lora;
 mod moe_lora;
 mod objective;
@@ -20,8 +22,10 @@ mod unipelt;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
+pub use adalora::{AdaLoraSpec, Budget};
 pub use card::Card;
 pub use dora::DoraSpec;
+pub use ia3::{Ia3Spec, Ia3Target};
 pub use lora::{LoraInit, LoraInitName, LoraSpec, LoraTarget};
 pub use moe_lora::{MoeLoraSpec, MoeVariant, is_feed_forward};
 pub use objective::{
@@ -63,6 +67,8 @@ type Read = fn(&Value) -> Result<MethodSpec, SpecError>;
 const METHODS: &[(&str, Read)] = &[
     ("lora", |value| read_as(value, MethodSpec::Lora)),
     ("dora", |value| read_as(value, MethodSpec::Dora)),
+    ("adalora", |value| read_as(value, MethodSpec::AdaLora)),
+    ("ia3", |value| read_as(value, MethodSpec::Ia3)),
     ("prompt_tuning", |value| read_as(value, MethodSpec::PromptTuning)),
     ("p_tuning", |value| read_as(value, MethodSpec::PTuning)),
     ("prefix_tuning", |value| read_as(value, MethodSpec::PrefixTuning)),
@@ -72,7 +78,7 @@ const METHODS: &[(&str, Read)] = &[
 ];
 
 /// Methods that the wire knows and that cannot be trained yet.
-const PLANNED: &[&str] = &["qlora", "adalora", "ia3", "xlora", "auto"];
+const PLANNED: &[&str] = &["qlora", "xlora", "auto"];
 
 /// A method and its knobs, in PEFT's names. In JSON: `{"type": "lora", "r": 8, …}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -86,6 +92,9 @@ pub enum MethodSpec {
     PTuningV2(PTuningV2Spec),
     MoeLora(MoeLoraSpec),
     Unipelt(UnipeltSpec),
+    #[serde(rename = "adalora")]
+    AdaLora(AdaLoraSpec),
+    Ia3(Ia3Spec),
 }
 
 impl Default for MethodSpec {
@@ -120,6 +129,13 @@ pub trait Knobs {
 
     /// What users read before they choose.
     fn card(&self) -> Card;
+
+    /// Fills in what depends on the base and on the number of optimiser steps, once `check` has passed; refuses a
+    /// schedule that does not fit them.
+    fn fit(&mut self, base: &BaseInfo, steps: u64) -> Result<(), SpecError> {
+        _ = (base, steps);
+        Ok(())
+    }
 }
 
 fn read_as<T>(value: &Value, variant: fn(T) -> MethodSpec) -> Result<MethodSpec, SpecError>
@@ -134,6 +150,23 @@ impl MethodSpec {
         match self {
             MethodSpec::Lora(spec) => spec,
             MethodSpec::Dora(spec) => spec,
+            MethodSpec::AdaLora(spec) => spec,
+            MethodSpec::Ia3(spec) => spec,
+            MethodSpec::PromptTuning(spec) => spec,
+            MethodSpec::PTuning(spec) => spec,
+            MethodSpec::PrefixTuning(spec) => spec,
+            MethodSpec::PTuningV2(spec) => spec,
+            MethodSpec::MoeLora(spec) => spec,
+            MethodSpec::Unipelt(spec) => spec,
+        }
+    }
+
+    fn knobs_mut(&mut self) -> &mut dyn Knobs {
+        match self {
+            MethodSpec::Lora(spec) => spec,
+            MethodSpec::Dora(spec) => spec,
+            MethodSpec::AdaLora(spec) => spec,
+            MethodSpec::Ia3(spec) => spec,
             MethodSpec::PromptTuning(spec) => spec,
             MethodSpec::PTuning(spec) => spec,
             MethodSpec::PrefixTuning(spec) => spec,
@@ -154,6 +187,8 @@ impl MethodSpec {
             MethodSpec::PTuningV2(_) => "p_tuning_v2",
             MethodSpec::MoeLora(_) => "moe_lora",
             MethodSpec::Unipelt(_) => "unipelt",
+            MethodSpec::AdaLora(_) => "adalora",
+            MethodSpec::Ia3(_) => "ia3",
         }
     }
 
@@ -205,6 +240,11 @@ impl MethodSpec {
 
     pub fn card(&self) -> Card {
         self.knobs().card()
+    }
+
+    /// Fills in what depends on the base and on the number of optimiser steps, or says what does not fit them.
+    pub fn fit(&mut self, base: &BaseInfo, steps: u64) -> Result<(), SpecError> {
+        self.knobs_mut().fit(base, steps)
     }
 }
 

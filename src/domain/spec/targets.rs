@@ -146,7 +146,8 @@ fn names_module(name: &str, path: &str) -> bool {
     path.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
-fn whole(text: &str, param: &str) -> Result<Regex, SpecError> {
+/// A regular expression over a module's whole path.
+pub fn whole(text: &str, param: &str) -> Result<Regex, SpecError> {
     compile(&format!("^(?:{text})$"), text, param)
 }
 

@@ -66,7 +66,7 @@ fn refusals_name_the_field() {
     };
     let cases = [
         (json!({"type": "lorra"}), "adapter.type", "unknown method lorra; known are lora"),
-        (json!({"type": "ia3"}), "adapter.type", "not available yet"),
+        (json!({"type": "xlora"}), "adapter.type", "not available yet"),
         (json!({"type": 3}), "adapter.type", "not a string"),
         (json!([]), "adapter", "not a JSON object"),
         (json!({"rank": 8}), "adapter.rank", "unknown field adapter.rank"),
@@ -318,4 +318,111 @@ fn training_is_resolved() {
     }
     let twice = Hyperparameters { n_epochs: Some(2), ..Default::default() };
     assert_eq!(resolve(json!({"n_epochs": 3}), &twice, 9).unwrap_err().param, "training.n_epochs");
+}
+
+#[test]
+fn adalora_is_refused_by_field() {
+    let cases = [
+        (json!({"target_r": 0}), "adapter.target_r", "at least 1"),
+        (json!({"init_r": 8}), "adapter.init_r", "above target_r, which is 8"),
+        (json!({"init_r": 193}), "adapter.init_r", "above the limit of 192 of model.layers.0.self_attn.k_proj"),
+        (json!({"tinit": -1}), "adapter.tinit", "invalid value"),
+        (json!({"deltaT": 0}), "adapter.deltaT", "at least 1"),
+        (json!({"delta_t": 2}), "adapter.delta_t", "unknown field"),
+        (json!({"beta1": 1.0}), "adapter.beta1", "below 1"),
+        (json!({"beta2": 0.0}), "adapter.beta2", "above 0"),
+        (json!({"orth_reg_weight": -0.1}), "adapter.orth_reg_weight", "at least 0"),
+        (json!({"alpha": 0}), "adapter.lora_alpha", "above 0"),
+        (json!({"dropout": 1}), "adapter.lora_dropout", "below 1"),
+        (json!({"r": 8}), "adapter.r", "unknown field"),
+        (json!({"target_modules": ["query"]}), "adapter.target_modules", "query matches no module"),
+        (json!({"layers_to_transform": 12}), "adapter.layers_to_transform", "below the 12 layers"),
+    ];
+    for (mut adapter, param, text) in cases {
+        adapter["type"] = json!("adalora");
+        let (named, message) = refusal(adapter.clone());
+        assert!(named == param && message.contains(text), "{adapter}: {named}: {message}");
+    }
+}
+
+#[test]
+fn adaloras_schedule_fits_the_run() {
+    let spec = |value: Value| match MethodSpec::from_json(&value).unwrap() {
+        MethodSpec::AdaLora(spec) => spec,
+        other => panic!("{other:?}"),
+    };
+    let mut auto = MethodSpec::from_json(&json!({"type": "adalora", "deltaT": 4})).unwrap();
+    auto.fit(&base(), 40).unwrap();
+    let filled = serde_json::to_value(&auto).unwrap();
+    assert_eq!((&filled["tinit"], &filled["tfinal"]), (&json!(4), &json!(12)));
+    let budget = spec(filled).budget(40).unwrap();
+    // Steps count from 0; the last one settles the ranks whatever deltaT says.
+    let prunes: Vec<u64> = (0..40).filter(|step| budget.prunes_after(*step)).collect();
+    assert_eq!(prunes, [8, 12, 16, 20, 24, 28]);
+    // ⌊(84 − 56) · (1 − 4/24)³ + 56⌋ and so on.
+    let left: Vec<usize> = prunes.iter().map(|step| budget.left(*step, 84, 56)).collect();
+    assert_eq!(left, [72, 64, 59, 57, 56, 56]);
+
+    let refusal = |value: Value, steps| spec(value).budget(steps).unwrap_err();
+    let cases = [
+        (json!({"type": "adalora"}), 1, "adapter.type"),
+        (json!({"type": "adalora", "tinit": 7}), 10, "adapter.tinit"),
+        (json!({"type": "adalora", "tinit": 6, "tfinal": 4}), 10, "adapter.tfinal"),
+        (json!({"type": "adalora", "tfinal": u64::MAX}), 1000, "adapter.tfinal"),
+    ];
+    for (value, steps, param) in cases {
+        let error = refusal(value.clone(), steps);
+        assert_eq!(error.param, param, "{value}");
+        assert!(error.message.contains(&format!("of the run's {steps}")), "{}", error.message);
+    }
+    assert!(spec(json!({"type": "adalora"})).budget(2).is_ok());
+    let never = refusal(json!({"type": "adalora", "tfinal": 0}), 10);
+    assert!(never.param == "adapter.tfinal" && never.message.contains("at least 1"), "{never:?}");
+}
+
+#[test]
+fn ia3_takes_its_familys_modules() {
+    let paths = |value: Value, family: &str| -> Vec<(String, bool)> {
+        let base = BaseInfo { architecture: family.into(), layers: 1, ..base() };
+        let MethodSpec::Ia3(spec) = MethodSpec::from_json(&value).unwrap() else { panic!() };
+        spec.check(&base).unwrap();
+        let short = |path: String| path.rsplit('.').next().unwrap().to_owned();
+        let targets = spec.targets(&base).unwrap();
+        targets.iter().map(|t| (short(t.site.path(t.layer)), t.is_feedforward)).collect()
+    };
+    let named = |names: [&str; 3]| names.map(|name| (name.to_owned(), name == "down_proj")).to_vec();
+    for (family, first) in [("llama", "k_proj"), ("mistral", "k_proj"), ("qwen2", "q_proj"), ("gemma3_text", "q_proj")]
+    {
+        let mut expected = named([first, "v_proj", "down_proj"]);
+        expected.sort_by_key(|(name, _)| Site::LAYER.iter().position(|site| site.module().ends_with(name)));
+        assert_eq!(paths(json!({"type": "ia3"}), family), expected);
+    }
+    // Ends of names, without a dot; a regular expression matches whole paths.
+    let adapter = json!({"type": "ia3", "target_modules": ["o_proj", "up_proj"], "feedforward_modules": ["o_proj"]});
+    assert_eq!(paths(adapter, "llama"), [("o_proj".into(), true), ("up_proj".into(), false)]);
+    let adapter = json!({"type": "ia3", "target_modules": "all-linear", "feedforward_modules": r".*mlp\.(up|gate)_proj",
+                         "exclude_modules": r".*self_attn.*"});
+    assert_eq!(
+        paths(adapter, "llama"),
+        [("gate_proj".into(), true), ("up_proj".into(), true), ("down_proj".into(), false)]
+    );
+
+    let cases = [
+        (json!({"feedforward_modules": ["up_proj"]}), "adapter.feedforward_modules", "not in target_modules"),
+        (json!({"target_modules": ["lm_head"]}), "adapter.target_modules", "lm_head cannot"),
+        (json!({"target_modules": []}), "adapter.target_modules", "empty list"),
+        (
+            json!({"target_modules": ".*q_proj", "feedforward_modules": ["x"]}),
+            "adapter.feedforward_modules",
+            "x matches",
+        ),
+        (json!({"feedforward_modules": "("}), "adapter.feedforward_modules", "not a regular expression"),
+        (json!({"feedforward_modules": "mlp"}), "adapter.feedforward_modules", "mlp matches no module"),
+        (json!({"r": 8}), "adapter.r", "unknown field adapter.r; known are exclude_modules"),
+    ];
+    for (mut adapter, param, text) in cases {
+        adapter["type"] = json!("ia3");
+        let (named, message) = refusal(adapter.clone());
+        assert!(named == param && message.contains(text), "{adapter}: {named}: {message}");
+    }
 }

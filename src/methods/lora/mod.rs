@@ -61,6 +61,10 @@ impl Method for LoraSpec {
             .collect::<Result<_, _>>()?;
         Ok(Arc::new(hook(self, &base.info, &targets, &tensors)))
     }
+
+    fn as_lora(&self, files: &AdapterFiles, _base: &BaseInfo) -> Result<AdapterFiles, MethodError> {
+        Ok(files.clone())
+    }
 }
 
 /// What the spec targets; the rank is checked again, because a file's config is from outside.
