@@ -181,6 +181,31 @@ fn figures_and_penalty_are_of_one_training_pass() {
     assert_eq!(figures(None), (Vec::new(), None));
 }
 
+/// Jitter moves what the router sees and nothing else: where all experts are the same one, no output moves.
+#[test]
+fn jitter_is_the_routers_alone() {
+    let base = tiny();
+    for variant in ["mixlora", "mola", "loramoe", "adamole"] {
+        let knobs = json!({"type": "moe_lora", "variant": variant, "num_experts": 3, "r": 2, "jitter_noise": 0.9});
+        let method = shaken(&base, knobs, 7);
+        let hidden = |train| {
+            let hook = method.hook(train).unwrap();
+            forward(&base, &random_rows(&[9, 4], 2), &hook, train).0
+        };
+        assert!(largest(&(hidden(Some(1)) - hidden(None)).unwrap()) > 1e-3, "{variant}: no jitter");
+        assert_eq!(largest(&(hidden(Some(1)) - hidden(Some(1))).unwrap()), 0.0);
+        let variables = method.variables();
+        for (name, variable) in &variables {
+            let Some((module, rest)) = name.split_once(".experts.") else { continue };
+            let first = format!("{module}.experts.0{}", &rest[1..]);
+            let (_, first) = variables.iter().find(|(name, _)| *name == first).unwrap();
+            variable.set(&first.as_tensor().copy().unwrap()).unwrap();
+        }
+        let apart = largest(&(hidden(Some(1)) - hidden(None)).unwrap());
+        assert!(apart < 5e-5, "{variant}: {apart}");
+    }
+}
+
 /// A router that sends every row to one expert learns to share, and the steps' figures show it.
 #[test]
 fn the_balance_spreads_rows_over_experts() {

@@ -12,6 +12,8 @@ use crate::domain::{BaseInfo, Site};
 
 /// Experts of one linear, at most.
 const MOST_EXPERTS: usize = 64;
+/// Trained tensors of one adapter, at most: what a checkpoint's header has room for.
+const MOST_TENSORS: usize = 20_000;
 
 /// Where experts stand and how a token chooses among them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +115,16 @@ impl Knobs for MoeLoraSpec {
             let message =
                 "mixlora's experts are feed-forward blocks: target_modules needs gate_proj, up_proj or down_proj";
             return Err(SpecError::new("adapter.target_modules", "spec_no_match", message));
+        }
+        let tensors: usize = sites.iter().map(|(layer, _)| 2 * self.experts(*layer, base) + 3).sum();
+        if tensors > MOST_TENSORS {
+            let param = if self.num_experts.is_some() { "adapter.num_experts" } else { "adapter.experts_per_layer" };
+            let message = format!(
+                "experts beside {} linears are {tensors} tensors, above the limit of {MOST_TENSORS}; take fewer experts \
+                 or targets",
+                sites.len()
+            );
+            return Err(SpecError::new(param, "spec_out_of_range", message));
         }
         let limit = |(layer, site): &(usize, Site)| {
             let (outputs, inputs) = base.shape(*site);

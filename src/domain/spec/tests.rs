@@ -175,6 +175,10 @@ fn a_mixtures_knobs_belong_to_its_variant() {
         assert_eq!(named, param, "{adapter}: {message}");
         assert!(message.contains(text), "{adapter}: {message}");
     }
+    let deep = BaseInfo { layers: 40, ..base() };
+    let wide = MethodSpec::from_json(&moe(json!({"variant": "mola", "num_experts": 64}))).unwrap();
+    assert_eq!(wide.check(&base()), Ok(()));
+    assert!(wide.check(&deep).unwrap_err().message.contains("36680 tensors, above the limit of 20000"));
     // What a variant leaves open is filled in, and stays when it is read again.
     let resolved = |value: Value| serde_json::to_value(MethodSpec::from_json(&moe(value)).unwrap()).unwrap();
     let adamole = resolved(json!({"variant": "adamole"}));

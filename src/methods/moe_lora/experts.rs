@@ -4,7 +4,7 @@
 use candle_core::{Result, Tensor};
 
 use super::router::{Choice, Routing};
-use crate::model::ops::{low_rank_delta, trained_linear};
+use crate::model::ops::{grouped_low_rank, trained_linear};
 
 pub struct Experts {
     /// A and B of each.
@@ -15,12 +15,9 @@ pub struct Experts {
 impl Experts {
     /// Each pair's change: `(pairs, in) → (pairs, out)`, both in the routing's order.
     pub fn each(&self, x: &Tensor, routing: &Routing) -> Result<Tensor> {
-        let (mut parts, mut start) = (Vec::new(), 0);
-        for ((a, b), count) in self.pairs.iter().zip(routing.counts()).filter(|(_, count)| **count > 0) {
-            parts.push(low_rank_delta(&x.narrow(0, start, *count)?, a, b, self.scale as f32)?);
-            start += count;
-        }
-        Tensor::cat(&parts, 0)
+        let (a, b): (Vec<&Tensor>, Vec<&Tensor>) = self.pairs.iter().map(|(a, b)| (a, b)).unzip();
+        let (a, b) = (Tensor::stack(&a, 0)?, Tensor::stack(&b, 0)?);
+        grouped_low_rank(x, &a, &b, routing.counts(), self.scale as f32)
     }
 
     /// `Σ_e w_e · s · B_e A_e x` of all experts in two products: `(rows, in) → (rows, out)`.

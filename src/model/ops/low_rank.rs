@@ -49,15 +49,50 @@ pub(super) fn by_rows(m: usize, width: usize, out: &mut [f32], f: impl Fn(std::o
     });
 }
 
-impl LowRank {
+/// The change on plain matrices: A is `(r, in)`, B is `(out, r)`.
+#[derive(Clone, Copy)]
+pub(super) struct Delta<'a> {
+    pub a: Mat<'a>,
+    pub b: Mat<'a>,
+    pub scale: f32,
+}
+
+impl Delta<'_> {
     /// `u = s · x Aᵀ`, `(m, r)`
-    fn shrink(&self, x: Mat, a: Mat) -> Vec<f32> {
-        let mut u = vec![0.0; x.rows * a.rows];
-        by_rows(x.rows, a.rows, &mut u, |rows, out| {
-            kernels::nt(Mat::new(&x.data[rows.start * x.cols..], rows.len(), x.cols), a, out, false);
+    fn shrink(&self, x: Mat) -> Vec<f32> {
+        let r = self.a.rows;
+        let mut u = vec![0.0; x.rows * r];
+        by_rows(x.rows, r, &mut u, |rows, out| {
+            kernels::nt(Mat::new(&x.data[rows.start * x.cols..], rows.len(), x.cols), self.a, out, false);
         });
         u.iter_mut().for_each(|u| *u *= self.scale);
         u
+    }
+
+    /// `y += s · (x Aᵀ) Bᵀ`
+    pub fn add(&self, x: Mat, y: &mut [f32]) {
+        let (r, n) = (self.a.rows, self.b.rows);
+        let (u, bt) = (self.shrink(x), kernels::transpose(self.b));
+        wide(Mat::new(&u, x.rows, r), Mat::new(&bt, r, n), y, true);
+    }
+
+    /// With `u = s·xAᵀ` and `v = s·gB`: adds `vA` to `dx` unless that is empty, and gives `dA = vᵀx` and `dB = gᵀu`.
+    pub fn backward(&self, x: Mat, g: Mat, dx: &mut [f32]) -> (Vec<f32>, Vec<f32>) {
+        let (m, k, r, n) = (x.rows, x.cols, self.a.rows, self.b.rows);
+        let mut v = vec![0.0; m * r];
+        by_rows(m, r, &mut v, |rows, out| {
+            kernels::nn(Mat::new(&g.data[rows.start * n..], rows.len(), n), self.b, out, false);
+        });
+        v.iter_mut().for_each(|v| *v *= self.scale);
+        if !dx.is_empty() {
+            wide(Mat::new(&v, m, r), self.a, dx, true);
+        }
+        let mut da = vec![0.0; r * k];
+        wide(Mat::new(&kernels::transpose(Mat::new(&v, m, r)), r, m), x, &mut da, false);
+        let u = self.shrink(x);
+        let mut dbt = vec![0.0; r * n];
+        wide(Mat::new(&kernels::transpose(Mat::new(&u, m, r)), r, m), g, &mut dbt, false);
+        (da, kernels::transpose(Mat::new(&dbt, r, n)))
     }
 }
 
@@ -86,13 +121,11 @@ impl CustomOp3 for LowRank {
         if let Some(weight) = &self.weight {
             weight.forward(x, &mut y);
         }
-        let u = self.shrink(x, Mat::new(a, r, k));
-        let bt = kernels::transpose(Mat::new(b, n, r));
-        wide(Mat::new(&u, m, r), Mat::new(&bt, r, n), &mut y, true);
+        Delta { a: Mat::new(a, r, k), b: Mat::new(b, n, r), scale: self.scale }.add(x, &mut y);
         output(y, (m, n))
     }
 
-    /// With `u = s·xAᵀ` and `v = s·gB`: `dx = gW + vA`, `dA = vᵀx`, `dB = gᵀu`.
+    /// `dx = gW`, and the change's own gradients.
     fn bwd(
         &self,
         x: &Tensor,
@@ -105,23 +138,11 @@ impl CustomOp3 for LowRank {
         let mut dx = if x.track_op() { vec![0.0; m * k] } else { Vec::new() };
         let (da, db) = with([x, a, b, &g.contiguous()?], |[x, a, b, g]| {
             let (x, g) = (Mat::new(x, m, k), Mat::new(g, m, n));
-            let mut v = vec![0.0; m * r];
-            by_rows(m, r, &mut v, |rows, out| {
-                kernels::nn(Mat::new(&g.data[rows.start * n..], rows.len(), n), Mat::new(b, n, r), out, false);
-            });
-            v.iter_mut().for_each(|v| *v *= self.scale);
-            if !dx.is_empty() {
-                if let Some(weight) = &self.weight {
-                    weight.backward(g, &mut dx, false);
-                }
-                wide(Mat::new(&v, m, r), Mat::new(a, r, k), &mut dx, true);
+            if let Some(weight) = self.weight.as_ref().filter(|_| !dx.is_empty()) {
+                weight.backward(g, &mut dx, false);
             }
-            let mut da = vec![0.0; r * k];
-            wide(Mat::new(&kernels::transpose(Mat::new(&v, m, r)), r, m), x, &mut da, false);
-            let u = self.shrink(x, Mat::new(a, r, k));
-            let mut dbt = vec![0.0; r * n];
-            wide(Mat::new(&kernels::transpose(Mat::new(&u, m, r)), r, m), g, &mut dbt, false);
-            Ok((da, kernels::transpose(Mat::new(&dbt, r, n))))
+            let delta = Delta { a: Mat::new(a, r, k), b: Mat::new(b, n, r), scale: self.scale };
+            Ok(delta.backward(x, g, &mut dx))
         })?;
         let dx = if dx.is_empty() { None } else { Some(tensor(dx, (m, k))?) };
         Ok((dx, Some(tensor(da, (r, k))?), Some(tensor(db, (n, r))?)))

@@ -6,6 +6,7 @@
 mod attention;
 mod cross_entropy;
 mod elementwise;
+mod grouped;
 mod linear;
 mod log_probs;
 mod low_rank;
@@ -15,6 +16,7 @@ mod trained;
 pub use attention::{Attention, Span, attend_cached, attention};
 pub use cross_entropy::{cross_entropy, dense_cross_entropy};
 pub use elementwise::{RopeTable, rms_norm, rope, swiglu};
+pub use grouped::grouped_low_rank;
 pub use linear::frozen_linear;
 pub use log_probs::{dense_log_probs, log_probs};
 pub use low_rank::{low_rank_delta, low_rank_linear};

@@ -117,6 +117,25 @@ fn frozen_linear_in_bf16() {
 }
 
 #[test]
+fn grouped_low_rank_is_each_experts_own_change() {
+    let (counts, scale) = ([3, 0, 37, 1], 1.7);
+    let x = var((41, 33), 1);
+    let shaped = |shape: (usize, usize, usize), seed| {
+        Var::from_vec(numbers(shape.0 * shape.1 * shape.2, seed), shape, &CPU).unwrap()
+    };
+    let (a, b) = (shaped((4, 3, 33), 2), shaped((4, 7, 3), 3));
+    let y = grouped_low_rank(&x, &a, &b, &counts, scale).unwrap();
+    let part = |expert: usize, start: usize| {
+        let of = |t: &Tensor| f64s(t).get(expert).unwrap().t().unwrap();
+        let x = f64s(&x).narrow(0, start, counts[expert]).unwrap();
+        (x.matmul(&of(&a)).unwrap().matmul(&of(&b)).unwrap() * f64::from(scale)).unwrap()
+    };
+    let plain = Tensor::cat(&[part(0, 0), part(2, 3), part(3, 40)], 0).unwrap();
+    agree(&y, &plain, &[&x, &a, &b], 1e-5, "grouped low rank");
+    assert!(grouped_low_rank(&x, &a, &b, &[3, 0, 37, 2], scale).is_err());
+}
+
+#[test]
 fn trained_linears_have_both_gradients_and_rows_of_their_own() {
     let (x, w) = (var((71, 33), 1), var((5, 33), 2));
     let y = trained_linear(&x, &w).unwrap();

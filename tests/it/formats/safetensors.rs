@@ -61,8 +61,8 @@ fn what_is_written_is_read_by_us_and_by_the_reference() {
 #[test]
 fn the_header_is_checked() {
     assert_eq!(refusal(vec![0; 7]), "safetensors: 7 bytes are too few for a header");
-    let bloated = [&(5u64 << 20).to_le_bytes()[..], &[b' '; 100]].concat();
-    assert_eq!(refusal(bloated), "safetensors: a header of 5242880 bytes is above the limit of 4194304");
+    let bloated = [&(17u64 << 20).to_le_bytes()[..], &[b' '; 100]].concat();
+    assert_eq!(refusal(bloated), "safetensors: a header of 17825792 bytes is above the limit of 16777216");
     let huge = [u64::MAX.to_le_bytes(), *b"{}      "].concat();
     assert!(refusal(huge).starts_with("safetensors: a header of 18446744073709551615 bytes is above"));
     let short = [&100u64.to_le_bytes()[..], b"{}"].concat();
