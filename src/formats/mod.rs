@@ -31,7 +31,7 @@ impl FormatError {
     }
 }
 
-/// How the numbers of a stored tensor are written: GGML's block formats and the plain ones.
+/// How the numbers of a stored tensor are written: GGML's block formats, the plain ones, and NF4 made at load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Storage {
     F32,
@@ -45,6 +45,10 @@ pub enum Storage {
     Q4K,
     Q5K,
     Q6K,
+    /// 4-bit normal floats (arXiv 2305.14314): a scale and 32 bytes of two numbers each.
+    NF4,
+    /// The same with its scales in 8 bits; what scales those stands outside the blocks.
+    NF4DQ,
 }
 
 impl Storage {
@@ -53,6 +57,7 @@ impl Storage {
         match self {
             Storage::F32 | Storage::F16 | Storage::BF16 => 1,
             Storage::Q4_0 | Storage::Q4_1 | Storage::Q5_0 | Storage::Q5_1 | Storage::Q8_0 => 32,
+            Storage::NF4 | Storage::NF4DQ => 64,
             Storage::Q4K | Storage::Q5K | Storage::Q6K => 256,
         }
     }
@@ -70,10 +75,12 @@ impl Storage {
             Storage::Q4K => 144,
             Storage::Q5K => 176,
             Storage::Q6K => 210,
+            Storage::NF4 => 36,
+            Storage::NF4DQ => 33,
         }
     }
 
-    /// The name in GGUF tools: `Q4_1`, `Q4_K`.
+    /// The name in GGUF tools, `Q4_1` or `Q4_K`; bitsandbytes' for NF4.
     pub fn name(self) -> &'static str {
         match self {
             Storage::F32 => "F32",
@@ -87,6 +94,8 @@ impl Storage {
             Storage::Q4K => "Q4_K",
             Storage::Q5K => "Q5_K",
             Storage::Q6K => "Q6_K",
+            Storage::NF4 => "NF4",
+            Storage::NF4DQ => "NF4-DQ",
         }
     }
 }

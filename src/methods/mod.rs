@@ -120,6 +120,8 @@ fn of(spec: &MethodSpec) -> &dyn Method {
         MethodSpec::Unipelt(spec) => spec,
         MethodSpec::AdaLora(spec) => spec,
         MethodSpec::Ia3(spec) => spec,
+        // The same arithmetic and files: what is under it does not matter.
+        MethodSpec::Qlora(spec) => &spec.lora,
     }
 }
 

@@ -11,12 +11,13 @@ use std::{
 use candle_core::{Device, Result, Tensor};
 
 use super::{
-    Hook, Linear, ModelError, SequenceCache,
+    Held, Hook, Linear, ModelError, SequenceCache,
     config::ModelConfig,
     load,
     mlp::Mlp,
-    ops::{self, Attention, RopeTable},
+    ops::{self, Attention},
     pass::Pass,
+    rope::Rope,
     weight::{Compute, Weight},
 };
 use crate::{
@@ -28,10 +29,11 @@ use crate::{
 pub struct Base {
     pub info: BaseInfo,
     pub(super) eps: f32,
-    pub(super) attention: Attention,
-    pub(super) rope: Arc<RopeTable>,
+    /// Of layers that see all, and of those with a window where they are turned in another way.
+    pub(super) ropes: Vec<Rope>,
     pub(super) layers: Vec<Layer>,
     embed: Arc<Weight>,
+    embed_scale: f32,
     norm: Arc<Vec<f32>>,
     head: Linear,
     forwards: Arc<AtomicU64>,
@@ -39,21 +41,30 @@ pub struct Base {
 
 /// One decoder layer.
 pub(super) struct Layer {
+    pub attention: Attention,
+    /// Which of the base's ropes turns its heads.
+    pub rope: usize,
     pub attention_norm: Arc<Vec<f32>>,
     pub q: Linear,
     pub k: Linear,
     pub v: Linear,
     pub o: Linear,
-    /// RMSNorm over each head of the queries and keys (Qwen3).
+    /// RMSNorm over each head of the queries and keys (Qwen3, Gemma).
     pub q_norm: Option<Arc<Vec<f32>>>,
     pub k_norm: Option<Arc<Vec<f32>>>,
+    /// What the attention gives goes through it before it is added (Gemma).
+    pub attention_out_norm: Option<Arc<Vec<f32>>>,
     pub mlp_norm: Arc<Vec<f32>>,
     pub mlp: Mlp,
+    /// The same for the feed-forward block.
+    pub mlp_out_norm: Option<Arc<Vec<f32>>>,
 }
 
 impl Layer {
     fn computing(&self, compute: Compute) -> Self {
         Self {
+            attention: self.attention.clone(),
+            rope: self.rope,
             attention_norm: self.attention_norm.clone(),
             q: self.q.computing(compute),
             k: self.k.computing(compute),
@@ -61,11 +72,14 @@ impl Layer {
             o: self.o.computing(compute),
             q_norm: self.q_norm.clone(),
             k_norm: self.k_norm.clone(),
+            attention_out_norm: self.attention_out_norm.clone(),
             mlp_norm: self.mlp_norm.clone(),
+            mlp_out_norm: self.mlp_out_norm.clone(),
             mlp: Mlp {
                 gate: self.mlp.gate.computing(compute),
                 up: self.mlp.up.computing(compute),
                 down: self.mlp.down.computing(compute),
+                activation: self.mlp.activation,
             },
         }
     }
@@ -130,18 +144,19 @@ pub struct LogProbs {
 impl Base {
     /// A `.gguf` file or a directory in Hugging Face layout.
     pub fn open(id: &str, path: &Path) -> std::result::Result<Arc<Self>, ModelError> {
-        load::open(id, path)
+        Self::open_held(id, path, Held::AsStored)
+    }
+
+    /// The same, its linears held in another way than they are stored.
+    pub fn open_held(id: &str, path: &Path, held: Held) -> std::result::Result<Arc<Self>, ModelError> {
+        load::open(id, path, held)
     }
 
     pub(super) fn assemble(info: BaseInfo, config: ModelConfig, parts: Parts) -> Self {
-        let attention = Attention {
-            heads: config.heads,
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
-            window: config.window,
-        };
-        let Parts { embed, layers, norm, head, rope } = parts;
-        Self { info, eps: config.eps, attention, rope, layers, embed, norm, head, forwards: Arc::default() }
+        let Parts { embed, layers, norm, head } = parts;
+        let ropes = [config.rope].into_iter().chain(config.local_rope).collect();
+        let (eps, embed_scale, forwards) = (config.eps, config.embed_scale, Arc::default());
+        Self { info, eps, ropes, layers, embed, embed_scale, norm, head, forwards }
     }
 
     /// The same resident weights, their products made in another precision.
@@ -149,10 +164,10 @@ impl Base {
         Arc::new(Self {
             info: self.info.clone(),
             eps: self.eps,
-            attention: self.attention.clone(),
-            rope: self.rope.clone(),
+            ropes: self.ropes.clone(),
             layers: self.layers.iter().map(|layer| layer.computing(compute)).collect(),
             embed: self.embed.clone(),
+            embed_scale: self.embed_scale,
             norm: self.norm.clone(),
             head: self.head.computing(compute),
             forwards: self.forwards.clone(),
@@ -219,7 +234,7 @@ impl Base {
         }
     }
 
-    /// Rows of the embedding table as F32, `(ids, hidden)`.
+    /// Embeddings of tokens as the first layer takes them, `(ids, hidden)`: rows of the table times `embed_scale`.
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
         let h = self.info.hidden;
         let mut data = vec![0.0; ids.len() * h];
@@ -229,7 +244,15 @@ impl Base {
             }
             self.embed.dequantize_rows(*id as usize, 1, row);
         }
+        if self.embed_scale != 1.0 {
+            data.iter_mut().for_each(|x| *x *= self.embed_scale);
+        }
         Tensor::from_vec(data, (ids.len(), h), &Device::Cpu)
+    }
+
+    /// What token embeddings are multiplied with (Gemma's √hidden; else 1).
+    pub fn embed_scale(&self) -> f32 {
+        self.embed_scale
     }
 
     /// Forward passes of the decoder since start: what a test of batching counts.
@@ -260,5 +283,4 @@ pub(super) struct Parts {
     pub layers: Vec<Layer>,
     pub norm: Arc<Vec<f32>>,
     pub head: Linear,
-    pub rope: Arc<RopeTable>,
 }

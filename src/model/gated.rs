@@ -27,7 +27,7 @@ fn one([q, k, v]: [&Tensor; 3], gate: &Tensor, shape: &Attention, span: &Span) -
     let gate = gate.narrow(0, span.queries.start, m)?.broadcast_as((m, span.prefix))?;
     let ones = Tensor::ones((m, n - span.prefix), gate.dtype(), &Device::Cpu)?;
     let factors = Tensor::cat(&[&gate.contiguous()?, &ones], 1)?.unsqueeze(0)?; // (1, m, n)
-    let scores = (q.matmul(&k.t()?.contiguous()?)? / (d as f64).sqrt())?;
+    let scores = (q.matmul(&k.t()?.contiguous()?)? * f64::from(shape.scale))?;
     let scores = scores.broadcast_mul(&factors)?.broadcast_add(&mask(shape, span)?)?; // (heads, m, n)
     let scores = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
     let p = scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?;

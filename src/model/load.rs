@@ -8,10 +8,10 @@ use sha2::{Digest, Sha256};
 
 use super::{
     Linear, ModelError,
-    config::ModelConfig,
+    config::{ModelConfig, Norms},
     decoder::{Base, Layer, Parts},
     mlp::Mlp,
-    ops::RopeTable,
+    ops::Attention,
     weight::Weight,
 };
 use crate::{
@@ -30,7 +30,7 @@ struct GgufTensors(Gguf);
 
 impl Tensors for GgufTensors {
     fn view(&self, name: &str) -> Option<(TensorView<'_>, Bytes)> {
-        let name = gguf_name(name)?;
+        let name = self.name(name)?;
         Some((self.0.tensor(&name)?, self.0.tensor_bytes(&name)?))
     }
 
@@ -39,33 +39,46 @@ impl Tensors for GgufTensors {
     }
 }
 
-/// `model.layers.3.mlp.up_proj.weight` is `blk.3.ffn_up.weight`.
-fn gguf_name(name: &str) -> Option<String> {
-    let (module, kind) = name.rsplit_once('.')?;
-    let short = match module {
-        "model.embed_tokens" => "token_embd".to_owned(),
-        "model.norm" => "output_norm".to_owned(),
-        "lm_head" => "output".to_owned(),
-        _ => {
-            let (layer, module) = module.strip_prefix("model.layers.")?.split_once('.')?;
-            let short = match module {
-                "self_attn.q_proj" => "attn_q",
-                "self_attn.k_proj" => "attn_k",
-                "self_attn.v_proj" => "attn_v",
-                "self_attn.o_proj" => "attn_output",
-                "self_attn.q_norm" => "attn_q_norm",
-                "self_attn.k_norm" => "attn_k_norm",
-                "mlp.gate_proj" => "ffn_gate",
-                "mlp.up_proj" => "ffn_up",
-                "mlp.down_proj" => "ffn_down",
-                "input_layernorm" => "attn_norm",
-                "post_attention_layernorm" => "ffn_norm",
-                _ => return None,
-            };
-            format!("blk.{layer}.{short}")
-        }
-    };
-    Some(format!("{short}.{kind}"))
+impl GgufTensors {
+    /// `model.layers.3.mlp.up_proj.weight` is `blk.3.ffn_up.weight`.
+    fn name(&self, name: &str) -> Option<String> {
+        let (module, kind) = name.rsplit_once('.')?;
+        let short = match module {
+            "model.embed_tokens" => "token_embd".to_owned(),
+            "model.norm" => "output_norm".to_owned(),
+            "lm_head" => "output".to_owned(),
+            _ => {
+                let (layer, module) = module.strip_prefix("model.layers.")?.split_once('.')?;
+                let short = match module {
+                    "self_attn.q_proj" => "attn_q",
+                    "self_attn.k_proj" => "attn_k",
+                    "self_attn.v_proj" => "attn_v",
+                    "self_attn.o_proj" => "attn_output",
+                    "self_attn.q_norm" => "attn_q_norm",
+                    "self_attn.k_norm" => "attn_k_norm",
+                    "mlp.gate_proj" => "ffn_gate",
+                    "mlp.up_proj" => "ffn_up",
+                    "mlp.down_proj" => "ffn_down",
+                    "self_attn.qkv_proj" => "attn_qkv",
+                    // Without a gate of its own, it holds the gate too.
+                    "mlp.gate_up_proj" if self.lacks(layer, "ffn_gate") => "ffn_up",
+                    "input_layernorm" => "attn_norm",
+                    "pre_feedforward_layernorm" => "ffn_norm",
+                    "post_feedforward_layernorm" => "post_ffw_norm",
+                    // Gemma's stands behind the attention, the others' before the feed-forward block.
+                    "post_attention_layernorm" if self.lacks(layer, "post_attention_norm") => "ffn_norm",
+                    "post_attention_layernorm" => "post_attention_norm",
+                    _ => return None,
+                };
+                format!("blk.{layer}.{short}")
+            }
+        };
+        Some(format!("{short}.{kind}"))
+    }
+
+    fn lacks(&self, layer: &str, module: &str) -> bool {
+        self.0.tensor(&format!("blk.{layer}.{module}.weight")).is_none()
+    }
 }
 
 struct SafetensorsDir(Vec<Safetensors>);
@@ -80,20 +93,48 @@ impl Tensors for SafetensorsDir {
     }
 }
 
-/// A `.gguf` file or a directory in Hugging Face layout.
-pub fn open(id: &str, path: &Path) -> Result<Arc<Base>, ModelError> {
-    if path.is_dir() { open_dir(id, path) } else { open_gguf(id, path) }
+/// How the linears of the layers are held in memory. Embeddings, norms and the output layer are as stored always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    AsStored,
+    /// NF4 made of a dense model at load.
+    Nf4,
+    /// The same with its scales quantised too.
+    Nf4Dq,
 }
 
-fn open_gguf(id: &str, path: &Path) -> Result<Arc<Base>, ModelError> {
+impl Held {
+    fn storage(self) -> Option<Storage> {
+        match self {
+            Held::AsStored => None,
+            Held::Nf4 => Some(Storage::NF4),
+            Held::Nf4Dq => Some(Storage::NF4DQ),
+        }
+    }
+
+    /// Weights of another kind are another base.
+    fn hash(self, file: String) -> String {
+        match self.storage() {
+            None => file,
+            Some(storage) => hex::encode(Sha256::digest(format!("{} {file}", storage.name()))),
+        }
+    }
+}
+
+/// A `.gguf` file or a directory in Hugging Face layout.
+pub fn open(id: &str, path: &Path, held: Held) -> Result<Arc<Base>, ModelError> {
+    if path.is_dir() { open_dir(id, path, held) } else { open_gguf(id, path, held) }
+}
+
+fn open_gguf(id: &str, path: &Path, held: Held) -> Result<Arc<Base>, ModelError> {
     let gguf = Gguf::open(path)?;
     let config = ModelConfig::from_gguf(&gguf)?;
     let has_chat_template = gguf.str("tokenizer.chat_template").is_some();
     let hash = hash_file(path)?;
-    build(id, config, hash, has_chat_template, &GgufTensors(gguf))
+    build(id, config, hash, has_chat_template, &GgufTensors(gguf), held)
 }
 
-fn open_dir(id: &str, dir: &Path) -> Result<Arc<Base>, ModelError> {
+fn open_dir(id: &str, dir: &Path, held: Held) -> Result<Arc<Base>, ModelError> {
     let text = read(&dir.join("config.json"))?;
     let json: Value = serde_json::from_slice(&text)
         .map_err(|e| ModelError::Unsupported(format!("{}: {e}", dir.join("config.json").display())))?;
@@ -116,7 +157,8 @@ fn open_dir(id: &str, dir: &Path) -> Result<Arc<Base>, ModelError> {
     let in_config = fs::read(dir.join("tokenizer_config.json"))
         .is_ok_and(|t| serde_json::from_slice::<Value>(&t).is_ok_and(|v| !v["chat_template"].is_null()));
     let has_chat_template = in_config || dir.join("chat_template.jinja").exists();
-    build(id, config, hex::encode(hash.finalize()), has_chat_template, &SafetensorsDir(files))
+    let hash = hex::encode(hash.finalize());
+    build(id, config, hash, has_chat_template, &SafetensorsDir(files), held)
 }
 
 fn io(path: &Path, source: std::io::Error) -> ModelError {
@@ -150,6 +192,9 @@ impl std::io::Write for HashWriter<'_> {
 /// Reads tensors of expected shapes.
 struct Loader<'a> {
     tensors: &'a dyn Tensors,
+    held: Held,
+    /// Added to the weights of norms.
+    norm_offset: f32,
 }
 
 impl Loader<'_> {
@@ -166,6 +211,27 @@ impl Loader<'_> {
         Ok(Some(Weight::new(view.storage, rows, cols, bytes)))
     }
 
+    /// A matrix that stays as stored. Where others are quantised it leaves the file, whose mapped pages would count as
+    /// a second copy of the model.
+    fn kept(&self, weight: Weight) -> Arc<Weight> {
+        Arc::new(if self.held == Held::AsStored { weight } else { weight.to_owned_bytes() })
+    }
+
+    /// A linear's matrix as the base holds it.
+    fn held(&self, name: &str, weight: Weight) -> Result<Weight, ModelError> {
+        let Some(storage) = self.held.storage() else { return Ok(weight) };
+        let to = storage.name();
+        if !matches!(weight.storage, Storage::F32 | Storage::F16 | Storage::BF16) {
+            let from = weight.storage.name();
+            let what = format!("{to} is made of dense weights, and tensor {name} is stored as {from}");
+            return Err(ModelError::Unsupported(what));
+        }
+        weight.to_nf4(storage).ok_or_else(|| {
+            let cols = weight.cols;
+            ModelError::Unsupported(format!("{to} has blocks of 64, and tensor {name} has rows of {cols}"))
+        })
+    }
+
     fn vector(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>, ModelError> {
         let Some((view, _)) = self.tensors.view(name) else { return Ok(None) };
         if view.shape != [len] {
@@ -175,24 +241,61 @@ impl Loader<'_> {
     }
 
     fn norm(&self, name: &str, len: usize) -> Result<Arc<Vec<f32>>, ModelError> {
-        let found = self.vector(name, len)?.ok_or_else(|| ModelError::Unsupported(format!("tensor {name} is missing")));
-        found.map(Arc::new)
+        let found = self.optional_norm(name, len)?;
+        found.ok_or_else(|| ModelError::Unsupported(format!("tensor {name} is missing")))
     }
 
-    /// `pairs` is the number of heads whose rows stand pair by pair, none for other linears.
-    fn linear(&self, path: &str, (rows, cols): (usize, usize), pairs: Option<usize>) -> Result<Linear, ModelError> {
-        let mut weight = self.weight(&format!("{path}.weight"), rows, cols)?;
-        let mut bias = self.vector(&format!("{path}.bias"), rows)?;
+    fn optional_norm(&self, name: &str, len: usize) -> Result<Option<Arc<Vec<f32>>>, ModelError> {
+        let found = self.vector(name, len)?;
+        Ok(found.map(|weights| Arc::new(weights.into_iter().map(|w| w + self.norm_offset).collect())))
+    }
+
+    /// A linear's matrix and bias; Phi-3 has those that read the same rows fused, one below the other.
+    fn stored(&self, info: &BaseInfo, layer: usize, site: Site) -> Result<(Weight, Option<Vec<f32>>), ModelError> {
+        let (rows, cols) = info.shape(site);
+        let sites: &[Site] = match site {
+            Site::Q | Site::K | Site::V => &[Site::Q, Site::K, Site::V],
+            Site::Gate | Site::Up => &[Site::Gate, Site::Up],
+            _ => &[],
+        };
+        let fused = format!("model.layers.{layer}.{}", if sites.len() == 3 { QKV } else { GATE_UP });
+        let height = |sites: &[Site]| sites.iter().map(|site| info.shape(*site).0).sum::<usize>();
+        let all = height(sites);
+        let whole = if sites.is_empty() { None } else { self.optional_weight(&format!("{fused}.weight"), all, cols)? };
+        let Some(whole) = whole else {
+            let path = site.path(layer);
+            let weight = self.weight(&format!("{path}.weight"), rows, cols)?;
+            return Ok((weight, self.vector(&format!("{path}.bias"), rows)?));
+        };
+        let start = height(&sites[..sites.iter().position(|other| *other == site).unwrap_or(0)]);
+        let bias = self.vector(&format!("{fused}.bias"), all)?;
+        Ok((whole.rows(start, rows), bias.map(|bias| bias[start..start + rows].to_vec())))
+    }
+
+    fn linear(&self, info: &BaseInfo, layer: usize, site: Site) -> Result<Linear, ModelError> {
+        let (rows, cols) = info.shape(site);
+        let (mut weight, mut bias) = self.stored(info, layer, site)?;
+        // Heads whose rows stand pair by pair.
+        let pairs = match site {
+            Site::Q => Some(info.heads),
+            Site::K => Some(info.kv_heads),
+            _ => None,
+        };
         if let Some(heads) = pairs.filter(|_| self.tensors.is_interleaved()) {
             let order: Vec<usize> = halves_order(rows, heads).collect();
             let moved: Vec<u8> = order.iter().flat_map(|row| weight.row_bytes(*row, 1)).copied().collect();
             weight = Weight::new(weight.storage, rows, cols, moved.into());
             bias = bias.map(|b| order.iter().map(|row| b[*row]).collect());
         }
+        weight = self.held(&site.path(layer), weight)?;
         weight.bias = bias.map(Arc::from);
         Ok(Linear::new(Arc::new(weight)))
     }
 }
+
+/// Modules that hold several linears.
+const QKV: &str = "self_attn.qkv_proj";
+const GATE_UP: &str = "mlp.gate_up_proj";
 
 /// The stored row of each row in Hugging Face order: inside a head, stored row `2i + h` is half `h`'s row `i`.
 fn halves_order(rows: usize, heads: usize) -> impl Iterator<Item = usize> {
@@ -210,9 +313,10 @@ fn build(
     hash: String,
     has_chat_template: bool,
     tensors: &dyn Tensors,
+    held: Held,
 ) -> Result<Arc<Base>, ModelError> {
-    let loader = Loader { tensors };
-    let Some((embed, bytes)) = tensors.view("model.embed_tokens.weight") else {
+    let loader = Loader { tensors, held, norm_offset: config.norm_offset };
+    let Some((embed, bytes)) = loader.tensors.view("model.embed_tokens.weight") else {
         return Err(ModelError::Unsupported("tensor model.embed_tokens.weight is missing".to_owned()));
     };
     let &[vocab, width] = embed.shape else {
@@ -221,56 +325,75 @@ fn build(
     if width != config.hidden {
         return Err(ModelError::Unsupported(format!("the embedding is {width} wide, not {}", config.hidden)));
     }
-    let embed = Arc::new(Weight::new(embed.storage, vocab, width, bytes));
-    let head = loader.optional_weight("lm_head.weight", vocab, width)?;
+    let embed = loader.kept(Weight::new(embed.storage, vocab, width, bytes));
+    let head = loader.optional_weight("lm_head.weight", vocab, width)?.map(|head| loader.kept(head));
     let mut info = BaseInfo {
         id: id.to_owned(),
-        hash,
+        hash: loader.held.hash(hash),
         architecture: config.architecture.clone(),
         storage: String::new(),
         hidden: config.hidden,
         intermediate: config.intermediate,
-        layers: config.layers,
+        layers: config.layers(),
         heads: config.heads,
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
         vocab,
         context: config.context,
+        short_context: config.rope.long.as_ref().map(|long| long.context),
         tied: head.is_none(),
         parameters: 0,
         has_chat_template,
     };
-    let layers = (0..config.layers).map(|i| layer(&loader, &info, i)).collect::<Result<Vec<_>, _>>()?;
+    let layers = (0..config.layers()).map(|i| layer(&loader, &info, &config, i)).collect::<Result<Vec<_>, _>>()?;
     let norm = loader.norm("model.norm.weight", config.hidden)?;
     info.storage = storage_name(&layers).to_owned();
-    let head = Linear::new(head.map_or_else(|| embed.clone(), Arc::new));
-    let rope = Arc::new(RopeTable::new(&config.rope, config.context));
-    let mut base = Base::assemble(info, config, Parts { embed, layers, norm, head, rope });
+    let head = Linear::new(head.unwrap_or_else(|| embed.clone()));
+    let mut base = Base::assemble(info, config, Parts { embed, layers, norm, head });
     base.info.parameters = base.count();
     Ok(Arc::new(base))
 }
 
-fn layer(loader: &Loader, info: &BaseInfo, i: usize) -> Result<Layer, ModelError> {
-    let linear = |site: Site| {
-        let pairs = match site {
-            Site::Q => Some(info.heads),
-            Site::K => Some(info.kv_heads),
-            _ => None,
-        };
-        loader.linear(&site.path(i), info.shape(site), pairs)
-    };
+fn layer(loader: &Loader, info: &BaseInfo, config: &ModelConfig, i: usize) -> Result<Layer, ModelError> {
+    let linear = |site| loader.linear(info, i, site);
     let name = |module: &str| format!("model.layers.{i}.{module}.weight");
-    let head_norm = |module: &str| Ok::<_, ModelError>(loader.vector(&name(module), info.head_dim)?.map(Arc::new));
+    let norm = |module: &str| loader.norm(&name(module), info.hidden);
+    let head_norm = |module: &str| loader.optional_norm(&name(module), info.head_dim);
+    let attention_norm = norm("input_layernorm")?;
+    let (attention_out_norm, mlp_norm, mlp_out_norm) = match config.norms {
+        Norms::Before => (None, norm("post_attention_layernorm")?, None),
+        Norms::Around => (
+            Some(norm("post_attention_layernorm")?),
+            norm("pre_feedforward_layernorm")?,
+            Some(norm("post_feedforward_layernorm")?),
+        ),
+    };
+    let window = config.windows[i];
     Ok(Layer {
-        attention_norm: loader.norm(&name("input_layernorm"), info.hidden)?,
+        attention: Attention {
+            heads: info.heads,
+            kv_heads: info.kv_heads,
+            head_dim: info.head_dim,
+            window,
+            scale: config.query_scale,
+        },
+        rope: usize::from(window.is_some() && config.local_rope.is_some()),
+        attention_norm,
         q: linear(Site::Q)?,
         k: linear(Site::K)?,
         v: linear(Site::V)?,
         o: linear(Site::O)?,
         q_norm: head_norm("self_attn.q_norm")?,
         k_norm: head_norm("self_attn.k_norm")?,
-        mlp_norm: loader.norm(&name("post_attention_layernorm"), info.hidden)?,
-        mlp: Mlp { gate: linear(Site::Gate)?, up: linear(Site::Up)?, down: linear(Site::Down)? },
+        attention_out_norm,
+        mlp_norm,
+        mlp: Mlp {
+            gate: linear(Site::Gate)?,
+            up: linear(Site::Up)?,
+            down: linear(Site::Down)?,
+            activation: config.activation,
+        },
+        mlp_out_norm,
     })
 }
 

@@ -2,18 +2,22 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Linear, ops};
+use super::{
+    Linear,
+    ops::{self, Activation},
+};
 
-/// `down(silu(gate(x)) ⊙ up(x))`
+/// `down(act(gate(x)) ⊙ up(x))`
 pub struct Mlp {
     pub gate: Linear,
     pub up: Linear,
     pub down: Linear,
+    pub activation: Activation,
 }
 
 impl Mlp {
-    /// `silu(gate) ⊙ up` of two products of this block.
+    /// `act(gate) ⊙ up` of two products of this block.
     pub fn activate(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-        ops::swiglu(gate, up)
+        ops::gated(self.activation, gate, up)
     }
 }

@@ -14,14 +14,17 @@ pub mod kernels;
 mod config;
 mod gated;
 mod load;
+mod nf4;
 mod pass;
 mod quant;
+mod rope;
 mod weight;
 
 pub use cache::SequenceCache;
 pub use decoder::{Base, Batch, CrossEntropy, LogProbs, Sequence, Target};
 pub use hook::{At, Frozen, Hook};
 pub use linear::Linear;
+pub use load::Held;
 pub use weight::Compute;
 
 use crate::formats::FormatError;

@@ -8,7 +8,7 @@ use super::{
     At, Base, Batch, Hook, Linear,
     cache::LayerCache,
     gated::gated_attention,
-    ops::{self, Span},
+    ops::{self, Rotation, Span},
 };
 use crate::domain::Site;
 
@@ -27,7 +27,8 @@ pub(super) struct Pass {
     rows: Vec<Range<usize>>,
     /// Virtual rows at the start of each sequence's rows.
     virtual_rows: Vec<usize>,
-    positions: Arc<Vec<u32>>,
+    /// Of each of the base's ropes.
+    rotations: Vec<Arc<Rotation>>,
     train: Option<u64>,
 }
 
@@ -55,11 +56,16 @@ impl Pass {
             let before = if past == 0 { virtual_tokens } else { 0 };
             let first = if past == 0 { shift } else { shift + virtual_tokens + past };
             let n = before + sequence.tokens.len();
+            if let Some(short) =
+                base.info.short_context.filter(|short| past > 0 && first <= *short && first + n > *short)
+            {
+                candle_core::bail!("a sequence that began within {short} positions cannot go on behind them");
+            }
             if sequence.tokens.is_empty() || first + n > base.info.context {
                 let last = first + n;
                 candle_core::bail!("a sequence of 0 rows or beyond the context: {last} of {}", base.info.context);
             }
-            positions.extend((first..first + n).map(|p| p as u32));
+            positions.push((first, n));
             rows.push(start..start + n);
             virtual_rows.push(before);
             match groups.last_mut().filter(|group| same(&group.hook, &sequence.hook)) {
@@ -77,7 +83,8 @@ impl Pass {
             }
             start += n;
         }
-        Ok(Self { groups, rows, virtual_rows, positions: Arc::new(positions), train: batch.train })
+        let rotations = base.ropes.iter().map(|rope| Arc::new(rope.rotation(&positions))).collect();
+        Ok(Self { groups, rows, virtual_rows, rotations, train: batch.train })
     }
 
     /// Token embeddings of all rows, with the rows that hooks put there.
@@ -104,22 +111,16 @@ impl Pass {
         let k = self.linear(layer, Site::K, &h, &weights.k)?;
         let v = self.linear(layer, Site::V, &h, &weights.v)?;
         let (k, v) = self.keys(layer, k, v)?;
-        let q = match &weights.q_norm {
-            Some(norm) => ops::rms_norm(&q, norm, base.eps)?,
-            None => q,
-        };
-        let k = match &weights.k_norm {
-            Some(norm) => ops::rms_norm(&k, norm, base.eps)?,
-            None => k,
-        };
-        let q = ops::rope(&q, &base.rope, &self.positions)?;
-        let k = ops::rope(&k, &base.rope, &self.positions)?;
+        let (q, k) = (normed(q, &weights.q_norm, base.eps)?, normed(k, &weights.k_norm, base.eps)?);
+        let rotation = &self.rotations[weights.rope];
+        let (q, k) = (ops::rope(&q, rotation)?, ops::rope(&k, rotation)?);
         let attended = if batch.sequences[0].cache.is_some() {
             self.attend_cached(base, batch, layer, &h, [&q, &k, &v])?
         } else {
             self.attend(base, layer, &h, [&q, &k, &v])?
         };
-        let x = (x + self.linear(layer, Site::O, &attended, &weights.o)?)?;
+        let attended = self.linear(layer, Site::O, &attended, &weights.o)?;
+        let x = (x + normed(attended, &weights.attention_out_norm, base.eps)?)?;
 
         let h = ops::rms_norm(&x, &weights.mlp_norm, base.eps)?;
         let replaced = self.groups.iter().any(|g| g.hook.is_some()) && self.groups.len() == 1;
@@ -138,6 +139,7 @@ impl Pass {
                 if replaced { m } else { self.own_mlps(base, layer, &h, m)? }
             }
         };
+        let m = normed(m, &weights.mlp_out_norm, base.eps)?;
         let m = self.map(m, |group, hook, m| hook.after(self.at(layer, group), &part(&x, &group.rows)?, m))?;
         &x + m
     }
@@ -227,11 +229,11 @@ impl Pass {
 
     /// Attention while training: prefixes stand before each sequence's keys.
     fn attend(&self, base: &Base, layer: usize, h: &Tensor, [q, k, v]: [&Tensor; 3]) -> Result<Tensor> {
-        let prefixes = self.prefixes(layer)?;
+        let (prefixes, shape) = (self.prefixes(layer)?, &base.layers[layer].attention);
         if prefixes.iter().all(Option::is_none) {
             let span = |rows: &Range<usize>| Span { queries: rows.clone(), keys: rows.clone(), prefix: 0 };
             let spans = Arc::new(self.rows.iter().map(span).collect());
-            return ops::attention(q, k, v, &base.attention, &spans);
+            return ops::attention(q, k, v, shape, &spans);
         }
         let mut outputs = Vec::new();
         for (group, prefix) in self.groups.iter().zip(&prefixes) {
@@ -251,8 +253,8 @@ impl Pass {
             }
             let (q, k, v) = (part(q, &group.rows)?, join(ks)?, join(vs)?);
             outputs.push(match gate {
-                Some(gate) => gated_attention([&q, &k, &v], &gate, &base.attention, &spans)?,
-                None => ops::attention(&q, &k, &v, &base.attention, &Arc::new(spans))?,
+                Some(gate) => gated_attention([&q, &k, &v], &gate, shape, &spans)?,
+                None => ops::attention(&q, &k, &v, shape, &Arc::new(spans))?,
             });
         }
         join(outputs)
@@ -267,7 +269,8 @@ impl Pass {
         h: &Tensor,
         [q, k, v]: [&Tensor; 3],
     ) -> Result<Tensor> {
-        let kv = base.attention.kv_heads * base.attention.head_dim;
+        let shape = &base.layers[layer].attention;
+        let kv = shape.kv_heads * shape.head_dim;
         let prefixes = self.prefixes(layer)?;
         let mut spans = Vec::with_capacity(self.rows.len());
         for (group, prefix) in self.groups.iter().zip(&prefixes) {
@@ -286,7 +289,7 @@ impl Pass {
             batch.sequences.iter().filter_map(|s| s.cache.as_ref().map(|c| &c.layers[layer])).collect();
         let gates = self.groups.iter().map(|group| self.gate(layer, group, h)).collect::<Result<Vec<_>>>()?;
         if gates.iter().all(Option::is_none) {
-            return ops::attend_cached(q, &base.attention, &spans, &caches);
+            return ops::attend_cached(q, shape, &spans, &caches);
         }
         let mut outputs = Vec::new();
         for (group, gate) in self.groups.iter().zip(gates) {
@@ -300,9 +303,9 @@ impl Pass {
                         let k = Tensor::from_slice(&cache.k, (n, kv), &Device::Cpu)?;
                         let v = Tensor::from_slice(&cache.v, (n, kv), &Device::Cpu)?;
                         let gate = part(gate, &(rows.start - group.rows.start..rows.end - group.rows.start))?;
-                        gated_attention([&q, &k, &v], &gate, &base.attention, &[local])?
+                        gated_attention([&q, &k, &v], &gate, shape, &[local])?
                     }
-                    None => ops::attend_cached(&q, &base.attention, &[local], &[cache])?,
+                    None => ops::attend_cached(&q, shape, &[local], &[cache])?,
                 });
             }
         }
@@ -316,6 +319,14 @@ impl Pass {
     fn gate(&self, layer: usize, group: &Group, h: &Tensor) -> Result<Option<Tensor>> {
         let Some(hook) = &group.hook else { return Ok(None) };
         hook.gate(self.at(layer, group), &part(h, &group.rows)?)
+    }
+}
+
+/// Through a norm, where there is one.
+fn normed(x: Tensor, norm: &Option<Arc<Vec<f32>>>, eps: f32) -> Result<Tensor> {
+    match norm {
+        Some(norm) => ops::rms_norm(&x, norm, eps),
+        None => Ok(x),
     }
 }
 

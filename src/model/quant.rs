@@ -1,10 +1,13 @@
-//! Numbers out of stored blocks: GGML's formats and the plain ones.
+//! Numbers out of stored blocks: GGML's formats, the plain ones, and NF4.
 //!
 //! Layouts are those of GGUF files (ggml's `block_q4_0` and so on); tests hold them against candle's own.
 
 use half::{bf16, f16};
 
-use super::kernels::{Isa, elementwise::by_isa};
+use super::{
+    kernels::{Isa, elementwise::by_isa},
+    nf4,
+};
 use crate::formats::Storage;
 
 by_isa! {
@@ -22,6 +25,8 @@ by_isa! {
             Storage::Q4K => each(blocks, out, q4_k),
             Storage::Q5K => each(blocks, out, q5_k),
             Storage::Q6K => each(blocks, out, q6_k),
+            Storage::NF4 => each(blocks, out, nf4::block),
+            Storage::NF4DQ => unreachable!("the scales are not in the blocks: nf4::dequantize_nested"),
         }
     }
 }
@@ -168,7 +173,7 @@ pub(super) mod tests {
             Storage::Q4_0 | Storage::Q5_0 | Storage::Q8_0 | Storage::F16 | Storage::BF16 => &[0],
             Storage::Q4_1 | Storage::Q5_1 | Storage::Q4K | Storage::Q5K => &[0, 2],
             Storage::Q6K => &[208],
-            Storage::F32 => &[],
+            Storage::F32 | Storage::NF4 | Storage::NF4DQ => &[],
         };
         for (i, block) in bytes.chunks_mut(storage.block_bytes()).enumerate() {
             for at in halves {

@@ -15,6 +15,7 @@ use super::{
         bf16::{Pair, interleave, narrow},
         int8::{self, Panel},
     },
+    nf4::{self, Nested},
     quant::dequantize,
 };
 use crate::formats::Storage;
@@ -36,7 +37,8 @@ impl Compute {
     }
 }
 
-/// `[rows, cols]` = `[out, in]`; the bytes are a view into the mapped file, or our own where rows had to move.
+/// `[rows, cols]` = `[out, in]`; the bytes are a view into the mapped file, or our own where rows had to move or the
+/// matrix was quantised at load.
 /// Cloning is cheap.
 #[derive(Clone)]
 pub struct Weight {
@@ -47,6 +49,8 @@ pub struct Weight {
     pub bias: Option<Arc<[f32]>>,
     compute: Compute,
     bytes: Bytes,
+    /// What scales the blocks' scales, in NF4-DQ.
+    nested: Option<Arc<Nested>>,
     /// The squared length of each row, once somebody asked; shared by all clones.
     squares: Arc<OnceLock<Arc<[f64]>>>,
 }
@@ -99,22 +103,64 @@ impl Weight {
             rows * cols / storage.block_len() * storage.block_bytes(),
             "bytes do not fit the shape"
         );
-        Self { storage, rows, cols, bias: None, compute: Compute::F32, bytes, squares: Arc::default() }
+        Self { storage, rows, cols, bias: None, compute: Compute::F32, bytes, nested: None, squares: Arc::default() }
     }
 
+    /// A dense matrix in NF4, with its scales as they are or quantised too. None where rows are not whole blocks:
+    /// bitsandbytes lets a block run over the end of a row, and our rows stand for themselves.
+    pub fn to_nf4(&self, storage: Storage) -> Option<Self> {
+        if !self.cols.is_multiple_of(nf4::BLOCK) {
+            return None;
+        }
+        let row = |row: usize| {
+            let mut numbers = vec![0.0; self.cols];
+            self.dequantize_rows(row, 1, &mut numbers);
+            nf4::quantize(&numbers)
+        };
+        let rows: Vec<nf4::Quantized> = (0..self.rows).into_par_iter().map(row).collect();
+        let (bytes, nested) = nf4::blocks(storage, &rows);
+        let nested = nested.map(Arc::new);
+        let (bytes, bias) = (bytes.into(), self.bias.clone());
+        Some(Self { storage, bytes, nested, bias, squares: Arc::default(), ..*self })
+    }
+
+    /// The same in memory of its own, so that the file need not stay mapped.
+    pub fn to_owned_bytes(&self) -> Self {
+        Self { bytes: Bytes::copy_from_slice(&self.bytes), ..self.clone() }
+    }
+
+    /// Memory that the numbers take.
     pub fn bytes(&self) -> usize {
-        self.bytes.len()
+        self.bytes.len() + self.nested.as_ref().map_or(0, |nested| nested.bytes())
     }
 
     /// The stored bytes of some rows.
     pub fn row_bytes(&self, row: usize, count: usize) -> &[u8] {
-        let stride = self.cols / self.storage.block_len() * self.storage.block_bytes();
+        let stride = self.row_blocks() * self.storage.block_bytes();
         &self.bytes[row * stride..(row + count) * stride]
+    }
+
+    /// Some rows as a matrix of their own, over the same bytes.
+    pub fn rows(&self, row: usize, count: usize) -> Self {
+        let bytes = self.bytes.slice_ref(self.row_bytes(row, count));
+        Self { rows: count, bytes, ..self.clone() }
     }
 
     /// Rows as numbers; `out` is `(count, cols)`.
     pub fn dequantize_rows(&self, row: usize, count: usize, out: &mut [f32]) {
-        dequantize(self.storage, self.row_bytes(row, count), out);
+        self.dequantize_blocks(row * self.row_blocks(), self.row_bytes(row, count), out);
+    }
+
+    fn row_blocks(&self) -> usize {
+        self.cols / self.storage.block_len()
+    }
+
+    /// `first` is the place of the first of these blocks in the matrix.
+    fn dequantize_blocks(&self, first: usize, blocks: &[u8], out: &mut [f32]) {
+        match &self.nested {
+            None => dequantize(self.storage, blocks, out),
+            Some(nested) => nf4::dequantize_nested(nested, first, blocks, out),
+        }
     }
 
     /// `‖W_o‖²` of each row.
@@ -134,7 +180,7 @@ impl Weight {
         let (len, size) = (self.storage.block_len(), self.storage.block_bytes());
         for (r, out) in out.chunks_mut(width).enumerate().take(count) {
             let blocks = &self.row_bytes(row + r, 1)[col / len * size..(col + width) / len * size];
-            dequantize(self.storage, blocks, out);
+            self.dequantize_blocks((row + r) * self.row_blocks() + col / len, blocks, out);
         }
     }
 

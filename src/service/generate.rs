@@ -95,7 +95,7 @@ impl Service {
 /// How many tokens may follow a prompt.
 fn room(wanted: &Wanted, prompt: &[u32]) -> Result<u64, Problem> {
     let info = &wanted.model.resident.base.info;
-    let (context, length) = (info.context as u64, prompt.len() as u64);
+    let (context, length) = (info.longest(prompt.len()) as u64, prompt.len() as u64);
     if let Some(id) = prompt.iter().find(|id| **id as usize >= info.vocab) {
         let message = format!("token id {id} is outside the vocabulary of {}", info.vocab);
         return Err(Problem::invalid(wanted.prompt_param, "out_of_range", message));

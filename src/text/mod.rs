@@ -3,6 +3,7 @@
 mod detokenizer;
 mod directory;
 mod pre;
+mod sentencepiece;
 mod template;
 mod tokenizer;
 mod vocabulary;

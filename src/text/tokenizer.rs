@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use tokenizers::{AddedToken, Tokenizer as Pipeline};
 
 use super::{
-    TextError, pre,
+    TextError, pre, sentencepiece,
     vocabulary::{Spelling, Token, Vocabulary},
 };
 use crate::formats::gguf::{Gguf, Value};
@@ -14,6 +14,7 @@ use crate::formats::gguf::{Gguf, Value};
 const UNKNOWN: u64 = 2;
 const CONTROL: u64 = 3;
 const USER_DEFINED: u64 = 4;
+const BYTE: u64 = 6;
 
 pub struct Tokenizer {
     /// Put before every prompt if the base's tokenizer says so.
@@ -29,19 +30,30 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// From the metadata of a GGUF file.
     pub(super) fn from_gguf(gguf: &Gguf) -> Result<Self, TextError> {
-        let model = gguf.str("tokenizer.ggml.model").unwrap_or("missing");
-        if model != "gpt2" {
-            return Err(TextError::Tokenizer(format!(
-                "the tokenizer model {model} of this gguf file is not supported"
-            )));
-        }
-        let family = pre::family(gguf.str("tokenizer.ggml.pre").unwrap_or("default"))?;
         let tokens = strings(gguf, "tokenizer.ggml.tokens")?;
-        let merges = strings(gguf, "tokenizer.ggml.merges")?;
         let types = gguf.array("tokenizer.ggml.token_type").unwrap_or_default();
         let type_of = |id: usize| types.get(id).and_then(Value::as_u64).unwrap_or(1);
-        let mut pipeline = bpe(&tokens, &merges, &family)?;
         let is_special = |id: usize| matches!(type_of(id), UNKNOWN | CONTROL);
+        let (mut pipeline, spelling, adds_bos) = match gguf.str("tokenizer.ggml.model").unwrap_or("missing") {
+            "gpt2" => {
+                let family = pre::family(gguf.str("tokenizer.ggml.pre").unwrap_or("default"))?;
+                let merges = strings(gguf, "tokenizer.ggml.merges")?;
+                (bpe(&tokens, &merges, &family)?, Spelling::ByteLevel, family.add_bos)
+            }
+            "llama" => {
+                let values = gguf.array("tokenizer.ggml.scores").unwrap_or_default();
+                let scores: Vec<f32> = values.iter().map(|value| value.as_f64().unwrap_or(f64::MIN) as f32).collect();
+                let is_piece = |id: usize| !is_special(id) && type_of(id) != BYTE;
+                let unknown = (0..tokens.len()).find(|id| type_of(*id) == UNKNOWN).map(|id| tokens[id]);
+                let space_prefix = gguf.bool("tokenizer.ggml.add_space_prefix").unwrap_or(true);
+                let pipeline = sentencepiece::pipeline(&tokens, &scores, is_piece, unknown, space_prefix)?;
+                (pipeline, Spelling::SentencePiece, true)
+            }
+            other => {
+                let message = format!("the tokenizer model {other} of this gguf file is not supported");
+                return Err(TextError::Tokenizer(message));
+            }
+        };
         let added = |wanted: fn(u64) -> bool, is_special| {
             let ids = (0..tokens.len()).filter(move |id| wanted(type_of(*id)));
             ids.map(|id| AddedToken::from(tokens[id], is_special).normalized(false)).collect::<Vec<_>>()
@@ -52,12 +64,12 @@ impl Tokenizer {
             let is_added = is_special(id) || type_of(id) == USER_DEFINED;
             Token { text, is_added, is_special: is_special(id) }
         });
-        let vocabulary = Vocabulary::new(Spelling::ByteLevel, listed);
+        let vocabulary = Vocabulary::new(spelling, listed);
         let id_at = |key: &str| {
             let id = gguf.u64(key).and_then(|id| u32::try_from(id).ok());
             id.filter(|id| (*id as usize) < tokens.len())
         };
-        let add_bos = gguf.bool("tokenizer.ggml.add_bos_token").unwrap_or(family.add_bos);
+        let add_bos = gguf.bool("tokenizer.ggml.add_bos_token").unwrap_or(adds_bos);
         let bos = id_at("tokenizer.ggml.bos_token_id").filter(|_| add_bos);
         let eos = id_at("tokenizer.ggml.eos_token_id");
         Ok(Tokenizer { bos, eos, vocab_size: vocabulary.len(), pipeline, plain: OnceLock::new(), vocabulary })

@@ -28,6 +28,7 @@ fn training() -> Training {
         head_dim: 8,
         vocab: 8,
         context: 64,
+        short_context: None,
         tied: true,
         parameters: 1,
         has_chat_template: false,

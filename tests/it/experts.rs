@@ -6,7 +6,7 @@ use attune::{
     data::Example,
     domain::Site,
     methods::{self, AdapterFiles, Trainable},
-    model::{At, Base, Batch, Hook, Sequence, mlp::Mlp},
+    model::{At, Base, Batch, Hook, Sequence, mlp::Mlp, ops::Activation},
     objectives::supervised,
 };
 use candle_core::{Device, Tensor, safetensors};
@@ -141,7 +141,7 @@ fn mixlora_is_a_mixture_of_whole_blocks() {
     let hook = method.hook(None).unwrap();
     let at = At { layer: 1, lengths: &[6], train: None };
     let [gate, up, down] = [Site::Gate, Site::Up, Site::Down].map(|site| base.linear(1, site).clone());
-    let frozen = Mlp { gate, up, down };
+    let frozen = Mlp { gate, up, down, activation: Activation::Silu };
     let mlp = |x: &Tensor| hook.mlp(at, x, &frozen).unwrap().unwrap().to_vec2::<f32>().unwrap();
     let found = mlp(&x);
     for row in 0..6 {

@@ -20,6 +20,7 @@ mod openapi;
 mod outbound;
 mod peft;
 mod preference;
+mod quantised;
 mod sdk;
 mod storage;
 mod support;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use attune::{
     domain::{Control, DoraSpec, MethodSpec, MoeLoraSpec, Site, TrainSpec},
     methods::{self, AdapterFiles, MethodError, Trainable},
-    model::{Base, Batch, Hook, Sequence},
+    model::{Base, Batch, Held, Hook, Sequence},
     trainer::Outcome,
 };
 use candle_core::{Device, Tensor, quantized::GgmlDType, safetensors};
@@ -72,15 +72,21 @@ fn table() -> Vec<Row> {
             fresh_is_base: false,
             rate: 1e-2,
         },
+        lora(json!({"type": "qlora", "r": 3, "alpha": 4})),
     ]
 }
 
 fn bases() -> Vec<Arc<Base>> {
     let dir = tempfile::tempdir().unwrap();
-    Tiny::default().write(dir.path());
+    let tiny = Tiny { intermediate: 128, ..Tiny::default() };
+    tiny.write(dir.path());
     let gguf = dir.path().join("tiny.gguf");
-    quantised::write(&Tiny::default(), &gguf, GgmlDType::Q4_1);
-    vec![Base::open("dense", dir.path()).unwrap(), Base::open("quantised", &gguf).unwrap()]
+    quantised::write(&tiny, &gguf, GgmlDType::Q4_1);
+    vec![
+        Base::open("dense", dir.path()).unwrap(),
+        Base::open("quantised", &gguf).unwrap(),
+        Base::open_held("nf4", dir.path(), Held::Nf4Dq).unwrap(),
+    ]
 }
 
 /// Every method on every base.
@@ -88,6 +94,10 @@ fn each(mut check: impl FnMut(&Row, &MethodSpec, &Arc<Base>)) {
     for base in bases() {
         for row in table() {
             let spec = MethodSpec::from_json(&row.adapter).unwrap();
+            if matches!(spec, MethodSpec::Qlora(_)) && base.info.storage == "F32" {
+                assert_eq!(spec.check(&base.info).unwrap_err().param, "adapter.type");
+                continue;
+            }
             spec.check(&base.info).unwrap();
             check(&row, &spec, &base);
         }
@@ -142,7 +152,11 @@ fn a_fresh_adapter_is_the_base_and_comes_from_its_seed() {
 #[test]
 fn lora_is_as_strong_as_alpha_by_rank() {
     each(|_, spec, base| {
-        let MethodSpec::Lora(lora) = spec else { return };
+        let lora = match spec {
+            MethodSpec::Lora(lora) => lora,
+            MethodSpec::Qlora(qlora) => &qlora.lora,
+            _ => return,
+        };
         let method = shaken(spec, base, 8);
         let variables = method.variables();
         let targets = lora.targets(&base.info).unwrap();
@@ -181,8 +195,13 @@ fn a_stored_adapter_is_the_same_to_the_bit() {
         assert!(again == files || continued != there, "the config has changed");
         // The config stands for the same modules, ranks and scales.
         assert_eq!((targets(&there, base), there.virtual_tokens()), (targets(spec, base), spec.virtual_tokens()));
-        let is_preset = matches!(spec, MethodSpec::PTuningV2(_));
-        assert_eq!(there.type_name(), if is_preset { "prefix_tuning" } else { spec.type_name() });
+        // What is not in the file: the preset, and what the base is held in.
+        let name = match spec {
+            MethodSpec::PTuningV2(_) => "prefix_tuning",
+            MethodSpec::Qlora(_) => "lora",
+            _ => spec.type_name(),
+        };
+        assert_eq!(there.type_name(), name);
     });
 }
 
@@ -191,6 +210,7 @@ fn targets(spec: &MethodSpec, base: &Base) -> String {
     let base = &base.info;
     match spec {
         MethodSpec::Lora(spec) | MethodSpec::Dora(DoraSpec(spec)) => format!("{:?}", spec.targets(base).unwrap()),
+        MethodSpec::Qlora(spec) => format!("{:?}", spec.lora.targets(base).unwrap()),
         MethodSpec::AdaLora(spec) => format!("{:?} {} {}", spec.targets(base).unwrap(), spec.init_r, spec.lora_alpha),
         MethodSpec::Ia3(spec) => format!("{:?}", spec.targets(base).unwrap()),
         MethodSpec::MoeLora(spec) => {

@@ -33,8 +33,17 @@ fn noise(rows: usize, cols: usize, std: f32, seed: u64) -> Tensor {
     Tensor::from_vec((0..rows * cols).map(|_| std * random.normal()).collect::<Vec<_>>(), (rows, cols), &CPU).unwrap()
 }
 
+/// Made for `context` positions, lengthened to 512.
+fn longrope(context: usize) -> serde_json::Value {
+    let factors = |first: f64| (0..8).map(|i| first + f64::from(i) / 4.0).collect::<Vec<_>>();
+    json!({"original_max_position_embeddings": context,
+           "rope_scaling": {"type": "su", "short_factor": factors(1.0), "long_factor": factors(2.0)}})
+}
+
 fn families() -> Vec<Tiny> {
     let window = json!({"sliding_window": 5});
+    let gemma = json!({"sliding_window": 5, "sliding_window_pattern": 3, "query_pre_attn_scalar": 24,
+                       "hidden_act": null, "hidden_activation": "gelu_pytorch_tanh", "rope_local_base_freq": 100.0});
     let llama3 = json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
                         "high_freq_factor": 4.0, "original_max_position_embeddings": 64}});
     vec![
@@ -43,6 +52,8 @@ fn families() -> Vec<Tiny> {
         Tiny { model_type: "mistral", extra: window, ..Tiny::default() },
         Tiny { model_type: "qwen2", layers: 3, ..Tiny::default() },
         Tiny { model_type: "qwen3", head_dim: 32, ..Tiny::default() },
+        Tiny { model_type: "gemma3_text", layers: 3, extra: gemma, ..Tiny::default() },
+        Tiny { model_type: "phi3", tied: false, extra: longrope(256), ..Tiny::default() },
     ]
 }
 
@@ -348,4 +359,47 @@ fn models_that_do_not_fit_are_refused_by_what_is_wrong() {
     assert!(error.contains("17 of 16"), "{error}");
     let error = base.embed(&[VOCAB as u32]).unwrap_err().to_string();
     assert!(error.contains("vocabulary"), "{error}");
+}
+
+/// LongRoPE turns a sequence by its whole length, so none may cross the line with rows in a cache.
+#[test]
+fn a_lengthened_context_begins_anew() {
+    let base = open(&Tiny { model_type: "phi3", extra: longrope(16), ..Tiny::default() });
+    assert_eq!([1, 16, 17, 512].map(|prompt| base.info.longest(prompt)), [16, 16, 512, 512]);
+    let tokens = ids(40, 3);
+    assert_eq!(in_pieces(&base, &tokens[..16], &[7, 9], None), alone(&base, &tokens[..16], None));
+    assert_eq!(in_pieces(&base, &tokens, &[17, 20, 3], None), alone(&base, &tokens, None));
+    let (short, long) = (alone(&base, &tokens[..16], None), alone(&base, &tokens[..17], None));
+    assert_ne!(short[15], long[15]);
+    let mut cache = base.new_cache();
+    for (piece, is_refused) in [(&tokens[..16], false), (&tokens[16..17], true)] {
+        let sequences = vec![Sequence { tokens: piece, hook: None, cache: Some(&mut cache) }];
+        let answer = base.forward(&mut Batch { sequences, train: None });
+        assert_eq!(answer.is_err_and(|error| error.to_string().contains("began within 16 positions")), is_refused);
+    }
+}
+
+#[test]
+fn what_a_family_has_and_we_have_not_is_refused_by_name() {
+    let refusal = |model_type, extra| {
+        let dir = tempfile::tempdir().unwrap();
+        Tiny { model_type, extra, ..Tiny::default() }.write(dir.path());
+        Base::open("tiny", dir.path()).err().unwrap().to_string()
+    };
+    for (model_type, extra, named) in [
+        ("gemma3", json!({}), "gemma3_text"),
+        ("gemma3_text", json!({"final_logit_softcapping": 30.0}), "final_logit_softcapping"),
+        ("gemma3_text", json!({"layer_types": ["full_attention"]}), "layer_types"),
+        ("llama", json!({"hidden_act": "relu"}), "relu"),
+        ("phi3", json!({"rope_scaling": {"type": "su", "short_factor": [1.0], "long_factor": [1.0]}}), "original_max"),
+        (
+            "phi3",
+            json!({"original_max_position_embeddings": 16,
+                        "rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": []}}),
+            "1 short and 0",
+        ),
+    ] {
+        let text = refusal(model_type, extra);
+        assert!(text.contains(named), "{named}: {text}");
+    }
 }

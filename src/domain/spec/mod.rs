@@ -11,6 +11,7 @@ mod objective;
 mod p_tuning;
 mod prefix_tuning;
 mod prompt_tuning;
+mod qlora;
 mod read;
 mod request;
 mod targets;
@@ -35,6 +36,7 @@ pub use objective::{
 pub use p_tuning::{PTuningSpec, Reparameterization};
 pub use prefix_tuning::{PTuningV2Spec, PrefixInit, PrefixTuningSpec};
 pub use prompt_tuning::{PromptInit, PromptTuningSpec};
+pub use qlora::{QloraSpec, QuantType, Quantization};
 pub use request::{Hyperparameters, TrainingRequest};
 pub use targets::{ALL_LINEAR, Targets};
 pub use training::{EarlyStopping, Precision, Schedule, Training};
@@ -75,10 +77,11 @@ const METHODS: &[(&str, Read)] = &[
     ("p_tuning_v2", |value| read_as(value, MethodSpec::PTuningV2)),
     ("moe_lora", |value| read_as(value, |spec: MoeLoraSpec| MethodSpec::MoeLora(spec.resolved()))),
     ("unipelt", |value| read_as(value, MethodSpec::Unipelt)),
+    ("qlora", qlora::read),
 ];
 
 /// Methods that the wire knows and that cannot be trained yet.
-const PLANNED: &[&str] = &["qlora", "xlora", "auto"];
+const PLANNED: &[&str] = &["xlora", "auto"];
 
 /// A method and its knobs, in PEFT's names. In JSON: `{"type": "lora", "r": 8, …}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -95,6 +98,7 @@ pub enum MethodSpec {
     #[serde(rename = "adalora")]
     AdaLora(AdaLoraSpec),
     Ia3(Ia3Spec),
+    Qlora(QloraSpec),
 }
 
 impl Default for MethodSpec {
@@ -158,6 +162,7 @@ impl MethodSpec {
             MethodSpec::PTuningV2(spec) => spec,
             MethodSpec::MoeLora(spec) => spec,
             MethodSpec::Unipelt(spec) => spec,
+            MethodSpec::Qlora(spec) => spec,
         }
     }
 
@@ -173,6 +178,7 @@ impl MethodSpec {
             MethodSpec::PTuningV2(spec) => spec,
             MethodSpec::MoeLora(spec) => spec,
             MethodSpec::Unipelt(spec) => spec,
+            MethodSpec::Qlora(spec) => spec,
         }
     }
 
@@ -189,6 +195,7 @@ impl MethodSpec {
             MethodSpec::Unipelt(_) => "unipelt",
             MethodSpec::AdaLora(_) => "adalora",
             MethodSpec::Ia3(_) => "ia3",
+            MethodSpec::Qlora(_) => "qlora",
         }
     }
 

@@ -14,6 +14,14 @@ pub fn object<T>(value: &Value, path: &str, aliases: Aliases, skip: &str) -> Res
 where
     T: Default + Serialize + DeserializeOwned,
 {
+    typed(named::<T>(value, path, aliases, skip)?, path)
+}
+
+/// The fields of `T` by their own names, as given or by default.
+pub fn named<T>(value: &Value, path: &str, aliases: Aliases, skip: &str) -> Result<Map<String, Value>, SpecError>
+where
+    T: Default + Serialize,
+{
     let fields = fields(value, path)?;
     let defaults = match serde_json::to_value(T::default()) {
         Ok(Value::Object(defaults)) => defaults,
@@ -38,6 +46,10 @@ where
     named.retain(|_, value| !value.is_null());
     // Presets of one struct differ in their defaults.
     defaults.into_iter().for_each(|(name, value)| _ = named.entry(name).or_insert(value));
+    Ok(named)
+}
+
+pub fn typed<T: DeserializeOwned>(named: Map<String, Value>, path: &str) -> Result<T, SpecError> {
     serde_path_to_error::deserialize(Value::Object(named)).map_err(|error| {
         let inner = error.path().to_string();
         let param = if inner == "." { path.to_owned() } else { join(path, &inner) };

@@ -18,6 +18,7 @@ fn base() -> BaseInfo {
         head_dim: 64,
         vocab: 49152,
         context: 2048,
+        short_context: None,
         tied: true,
         parameters: 1,
         has_chat_template: true,
@@ -428,5 +429,41 @@ fn ia3_takes_its_familys_modules() {
         adapter["type"] = json!("ia3");
         let (named, message) = refusal(adapter.clone());
         assert!(named == param && message.contains(text), "{adapter}: {named}: {message}");
+    }
+}
+
+#[test]
+fn qlora_is_lora_on_a_base_in_four_bits() {
+    let given = json!({"type": "qlora", "r": 3, "alpha": 7, "double_quant": true, "quant_type": "nf4"});
+    let spec = MethodSpec::from_json(&given).unwrap();
+    let MethodSpec::Qlora(qlora) = &spec else { panic!("{spec:?}") };
+    assert_eq!(qlora.lora, lora(json!({"r": 3, "alpha": 7})));
+    assert_eq!(MethodSpec::from_json(&serde_json::to_value(&spec).unwrap()).unwrap(), spec);
+    assert_eq!(serde_json::from_value::<MethodSpec>(serde_json::to_value(&spec).unwrap()).unwrap(), spec);
+
+    let held = |storage: &str| BaseInfo { storage: storage.into(), ..base() };
+    assert_eq!(spec.check(&held("NF4-DQ")), Ok(()));
+    for (storage, param) in [
+        ("NF4", "adapter.double_quant"),
+        ("Q4_1", "adapter.quant_type"),
+        ("Q5_1", "adapter.type"),
+        ("F16", "adapter.type"),
+    ] {
+        let error = spec.check(&held(storage)).unwrap_err();
+        assert_eq!(error.param, param, "{storage}");
+        assert!(error.message.contains("--model small-nf4=nf4:SOURCE") && error.message.contains(storage), "{error}");
+    }
+    let any = MethodSpec::from_json(&json!({"type": "qlora"})).unwrap();
+    for storage in ["NF4", "NF4-DQ", "Q4_0", "Q4_1", "Q4_K"] {
+        assert_eq!(any.check(&held(storage)), Ok(()), "{storage}");
+    }
+    for (given, param) in [
+        (json!({"type": "qlora", "quant_type": "fp4"}), "adapter.quant_type"),
+        (json!({"type": "qlora", "double_quant": 1}), "adapter.double_quant"),
+        (json!({"type": "qlora", "r": "8"}), "adapter.r"),
+        (json!({"type": "qlora", "bits": 4}), "adapter.bits"),
+        (json!({"type": "qlora", "r": 0}), "adapter.r"),
+    ] {
+        assert_eq!(refusal(given).0, param);
     }
 }

@@ -150,6 +150,36 @@ by_isa! {
     }
 }
 
+/// `(σ(2u), du/dx)` with `u = √(2/π) (x + 0.044715 x³)`: GELU in its tanh form is `x σ(2u)`.
+#[inline(always)]
+fn gelu_parts(x: f32) -> (f32, f32) {
+    const ROOT: f32 = 0.797_884_6;
+    const CUBE: f32 = 0.044_715;
+    let u = ROOT * (x + CUBE * x * x * x);
+    (1.0 / (1.0 + exp(-2.0 * u)), ROOT * (1.0 + 3.0 * CUBE * x * x))
+}
+
+by_isa! {
+    /// `z = gelu(gate) ⊙ up`
+    pub fn geglu(gate: &[f32], up: &[f32], z: &mut [f32]) {
+        for ((z, g), u) in z.iter_mut().zip(gate).zip(up) {
+            *z = g * gelu_parts(*g).0 * u;
+        }
+    }
+}
+
+by_isa! {
+    /// Gradients of `geglu` for both arguments.
+    pub fn geglu_backward(gate: &[f32], up: &[f32], dz: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+        let arguments = gate.iter().zip(up).zip(dz);
+        for (((g, u), dz), (dg, du)) in arguments.zip(dgate.iter_mut().zip(dup)) {
+            let (s, slope) = gelu_parts(*g);
+            *du = dz * g * s;
+            *dg = dz * u * s * (1.0 + 2.0 * g * (1.0 - s) * slope);
+        }
+    }
+}
+
 by_isa! {
     /// Rotates the halves of one head: `(a, b) → (a·cos − b·sin, b·cos + a·sin)`; `sign` −1 turns back.
     pub fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {

@@ -31,13 +31,11 @@ pub struct Attention {
     pub head_dim: usize,
     /// How many text positions back a query sees, itself included; none sees all.
     pub window: Option<usize>,
+    /// On the scores of queries and keys.
+    pub scale: f32,
 }
 
 impl Attention {
-    fn scale(&self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
-    }
-
     /// Probabilities of the queries `rows` of a span for the first `bound` keys: `(rows, bound)`.
     fn probabilities(&self, q: Mat, k: Mat, span: &Span, rows: Range<usize>) -> Vec<f32> {
         let past = span.keys.len() - span.prefix - span.queries.len();
@@ -49,7 +47,7 @@ impl Attention {
             let position = past + rows.start + i;
             let visible = span.prefix + position + 1;
             let first = span.prefix + self.window.map_or(0, |w| (position + 1).saturating_sub(w));
-            row[..visible].iter_mut().for_each(|x| *x *= self.scale());
+            row[..visible].iter_mut().for_each(|x| *x *= self.scale);
             row[span.prefix..first].fill(f32::NEG_INFINITY);
             elementwise::softmax(&mut row[..visible]);
             row[span.prefix..first].fill(0.0);
@@ -124,7 +122,7 @@ impl Attention {
             kernels::nt(g, Mat::strided(v.data, bound, d, kv), &mut OutMat::of(&mut ds, m, bound), false);
             for (ds, p) in ds.chunks_mut(bound).zip(p.chunks(bound)) {
                 let mean = elementwise::dot(ds, p);
-                ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = p * (*ds - mean) * self.scale());
+                ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = p * (*ds - mean) * self.scale);
             }
             // SAFETY: a (span, head, block) is one task's, and the caller keeps the buffer.
             let mut part = unsafe { dq.part(at, m, d) };

@@ -1,4 +1,4 @@
-//! RMSNorm, SwiGLU and rotary positions.
+//! RMSNorm, gated activations and rotary positions.
 
 use std::sync::Arc;
 
@@ -53,81 +53,100 @@ impl CustomOp1 for RmsNorm {
     }
 }
 
-struct SwiGlu;
-
-/// `silu(gate) ⊙ up`
-pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu)
+/// What a gate goes through (GLU variants, arXiv 2002.05202).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x σ(x)`: SwiGLU.
+    Silu,
+    /// GELU in its tanh form, `x σ(2u)` with `u = √(2/π) (x + 0.044715 x³)`: GeGLU.
+    Gelu,
 }
 
-impl CustomOp2 for SwiGlu {
+struct Gated(Activation);
+
+/// `act(gate) ⊙ up`
+pub fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    gate.contiguous()?.apply_op2(&up.contiguous()?, Gated(activation))
+}
+
+/// Numbers that one task takes.
+const CHUNK: usize = 8192;
+
+impl CustomOp2 for Gated {
     fn name(&self) -> &'static str {
-        "swiglu"
+        "gated"
     }
 
     fn cpu_fwd(&self, sg: &CpuStorage, lg: &Layout, su: &CpuStorage, lu: &Layout) -> Result<(CpuStorage, Shape)> {
         let (gate, up) = (slice(sg, lg)?, slice(su, lu)?);
-        const CHUNK: usize = 8192;
+        let forward = match self.0 {
+            Activation::Silu => kernel::swiglu,
+            Activation::Gelu => kernel::geglu,
+        };
         let mut z = vec![0.0; gate.len()];
         let arguments = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK));
-        z.par_chunks_mut(CHUNK).zip(arguments).for_each(|(z, (gate, up))| kernel::swiglu(gate, up, z));
+        z.par_chunks_mut(CHUNK).zip(arguments).for_each(|(z, (gate, up))| forward(gate, up, z));
         output(z, lg.shape().clone())
     }
 
     fn bwd(&self, gate: &Tensor, up: &Tensor, _: &Tensor, dz: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let backward = match self.0 {
+            Activation::Silu => kernel::swiglu_backward,
+            Activation::Gelu => kernel::geglu_backward,
+        };
         let (mut dgate, mut dup) = (vec![0.0; gate.elem_count()], vec![0.0; up.elem_count()]);
         with([gate, up, &dz.contiguous()?], |[gate, up, dz]| {
-            const CHUNK: usize = 8192;
             let arguments = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(dz.par_chunks(CHUNK));
             let results = dgate.par_chunks_mut(CHUNK).zip(dup.par_chunks_mut(CHUNK));
-            results.zip(arguments).for_each(|((dgate, dup), ((gate, up), dz))| {
-                kernel::swiglu_backward(gate, up, dz, dgate, dup);
-            });
+            results.zip(arguments).for_each(|((dgate, dup), ((gate, up), dz))| backward(gate, up, dz, dgate, dup));
             Ok(())
         })?;
         Ok((Some(tensor(dgate, gate.shape())?), Some(tensor(dup, up.shape())?)))
     }
 }
 
-/// Cosines and sines by position, `(context, head_dim / 2)` each.
-pub struct RopeTable {
-    half: usize,
+/// Cosines and sines of some rows, `(rows, pairs)` each.
+pub struct Rotation {
+    head_dim: usize,
+    pairs: usize,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
 
-impl RopeTable {
-    /// From the angle per position of each pair; angles are made in f32 as transformers makes them.
-    pub fn new(frequencies: &[f32], context: usize) -> Self {
-        let angles = || (0..context).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
-        Self { half: frequencies.len(), cos: angles().map(f32::cos).collect(), sin: angles().map(f32::sin).collect() }
+impl Rotation {
+    /// From each row's position and the angle per position of its pairs, as many for every row; `factor` is on
+    /// cosines and sines.
+    pub fn new<'a>(head_dim: usize, factor: f32, rows: impl Iterator<Item = (usize, &'a [f32])>) -> Self {
+        let (mut pairs, mut cos, mut sin) = (0, Vec::new(), Vec::new());
+        for (position, frequencies) in rows {
+            pairs = frequencies.len();
+            for f in frequencies {
+                let angle = position as f32 * f;
+                cos.push(angle.cos() * factor);
+                sin.push(angle.sin() * factor);
+            }
+        }
+        Self { head_dim, pairs, cos, sin }
     }
 
-    fn at(&self, position: u32) -> (&[f32], &[f32]) {
-        let row = position as usize * self.half..(position as usize + 1) * self.half;
-        (&self.cos[row.clone()], &self.sin[row])
-    }
-
-    fn rotate(&self, x: &mut [f32], width: usize, positions: &[u32], sign: f32) {
-        x.par_chunks_mut(width * ROWS).zip(positions.par_chunks(ROWS)).for_each(|(x, positions)| {
-            for (row, position) in x.chunks_mut(width).zip(positions) {
-                let (cos, sin) = self.at(*position);
-                for head in row.chunks_mut(2 * self.half) {
-                    kernel::rotate(head, cos, sin, sign);
+    fn rotate(&self, x: &mut [f32], width: usize, sign: f32) {
+        let angles = self.cos.par_chunks(self.pairs * ROWS).zip(self.sin.par_chunks(self.pairs * ROWS));
+        x.par_chunks_mut(width * ROWS).zip(angles).for_each(|(x, (cos, sin))| {
+            let angles = cos.chunks(self.pairs).zip(sin.chunks(self.pairs));
+            for (row, (cos, sin)) in x.chunks_mut(width).zip(angles) {
+                for head in row.chunks_mut(self.head_dim) {
+                    kernel::rotate(&mut head[..2 * self.pairs], cos, sin, sign);
                 }
             }
         });
     }
 }
 
-struct Rope {
-    table: Arc<RopeTable>,
-    positions: Arc<Vec<u32>>,
-}
+struct Rope(Arc<Rotation>);
 
-/// Rotates every head of every row by its position, halves against halves. Positions are inside the table.
-pub fn rope(x: &Tensor, table: &Arc<RopeTable>, positions: &Arc<Vec<u32>>) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(Rope { table: table.clone(), positions: positions.clone() })
+/// Rotates every head of every row, halves against halves.
+pub fn rope(x: &Tensor, rotation: &Arc<Rotation>) -> Result<Tensor> {
+    x.contiguous()?.apply_op1(Rope(rotation.clone()))
 }
 
 impl CustomOp1 for Rope {
@@ -137,14 +156,14 @@ impl CustomOp1 for Rope {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let mut y = slice(storage, layout)?.to_vec();
-        self.table.rotate(&mut y, layout.shape().dims2()?.1, &self.positions, 1.0);
+        self.0.rotate(&mut y, layout.shape().dims2()?.1, 1.0);
         output(y, layout.shape().clone())
     }
 
     /// A rotation's gradient is the rotation back.
     fn bwd(&self, x: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
         let mut dx = with([&g.contiguous()?], |[g]| Ok(g.to_vec()))?;
-        self.table.rotate(&mut dx, x.dims2()?.1, &self.positions, -1.0);
+        self.0.rotate(&mut dx, x.dims2()?.1, -1.0);
         Ok(Some(tensor(dx, x.shape())?))
     }
 }

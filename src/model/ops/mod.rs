@@ -15,7 +15,7 @@ mod trained;
 
 pub use attention::{Attention, Span, attend_cached, attention};
 pub use cross_entropy::{cross_entropy, dense_cross_entropy};
-pub use elementwise::{RopeTable, rms_norm, rope, swiglu};
+pub use elementwise::{Activation, Rotation, gated, rms_norm, rope};
 pub use grouped::grouped_low_rank;
 pub use linear::frozen_linear;
 pub use log_probs::{dense_log_probs, log_probs};

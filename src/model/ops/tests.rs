@@ -191,7 +191,18 @@ fn swiglu_of_large_and_small_gates() {
     let gate = Var::from_tensor(&(var((9, 31), 8).as_tensor() * 20.0).unwrap()).unwrap();
     let up = var((9, 31), 9);
     let plain = (f64s(&gate).silu().unwrap() * f64s(&up)).unwrap();
-    agree(&swiglu(&gate, &up).unwrap(), &plain, &[&gate, &up], 1e-5, "swiglu");
+    agree(&gated(Activation::Silu, &gate, &up).unwrap(), &plain, &[&gate, &up], 1e-5, "swiglu");
+}
+
+/// candle's own `gelu` is the tanh form.
+#[test]
+fn geglu_of_large_and_small_gates() {
+    for size in [0.1, 3.0, 20.0] {
+        let gate = Var::from_tensor(&(var((9, 31), 8).as_tensor() * size).unwrap()).unwrap();
+        let up = var((9, 31), 9);
+        let plain = (f64s(&gate).gelu().unwrap() * f64s(&up)).unwrap();
+        agree(&gated(Activation::Gelu, &gate, &up).unwrap(), &plain, &[&gate, &up], 1e-5, "geglu");
+    }
 }
 
 #[test]
@@ -209,12 +220,13 @@ fn rope_turns_halves() {
     let low = (a.broadcast_mul(&cos).unwrap() - b.broadcast_mul(&sin).unwrap()).unwrap();
     let high = (b.broadcast_mul(&cos).unwrap() + a.broadcast_mul(&sin).unwrap()).unwrap();
     let plain = Tensor::cat(&[low, high], 2).unwrap().reshape((m, heads * 2 * half)).unwrap();
-    let table = Arc::new(RopeTable::new(&frequencies, 16));
-    agree(&rope(&x, &table, &Arc::new(positions)).unwrap(), &plain, &[&x], 1e-5, "rope");
+    let rows = positions.iter().map(|p| (*p as usize, frequencies.as_slice()));
+    let rotation = Arc::new(Rotation::new(2 * half, 1.0, rows));
+    agree(&rope(&x, &rotation).unwrap(), &plain, &[&x], 1e-5, "rope");
 }
 
 fn shape(window: Option<usize>) -> Attention {
-    Attention { heads: 6, kv_heads: 2, head_dim: 8, window }
+    Attention { heads: 6, kv_heads: 2, head_dim: 8, window, scale: 0.3 }
 }
 
 /// Uneven sequences, one longer than a block, with and without prefixes.

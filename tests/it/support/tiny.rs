@@ -82,16 +82,27 @@ impl Tiny {
         add("model.embed_tokens.weight".into(), vec![VOCAB, h], 0.0, 0.5);
         for layer in 0..self.layers {
             let name = |module: &str| format!("model.layers.{layer}.{module}");
-            let linear = [
-                ("self_attn.q_proj", q, h),
-                ("self_attn.k_proj", kv, h),
-                ("self_attn.v_proj", kv, h),
-                ("self_attn.o_proj", h, q),
-                ("mlp.gate_proj", self.intermediate, h),
-                ("mlp.up_proj", self.intermediate, h),
-                ("mlp.down_proj", h, self.intermediate),
-            ];
-            for (module, out, input) in linear {
+            let linears = match self.model_type {
+                "phi3" => vec![
+                    ("self_attn.qkv_proj", q + 2 * kv, h),
+                    ("self_attn.o_proj", h, q),
+                    ("mlp.gate_up_proj", 2 * self.intermediate, h),
+                    ("mlp.down_proj", h, self.intermediate),
+                ],
+                _ => vec![
+                    ("self_attn.q_proj", q, h),
+                    ("self_attn.k_proj", kv, h),
+                    ("self_attn.v_proj", kv, h),
+                    ("self_attn.o_proj", h, q),
+                    ("mlp.gate_proj", self.intermediate, h),
+                    ("mlp.up_proj", self.intermediate, h),
+                    ("mlp.down_proj", h, self.intermediate),
+                ],
+            };
+            // Gemma's are stored around 0, and stand behind the two blocks too.
+            let is_gemma = self.model_type == "gemma3_text";
+            let middle = if is_gemma { 0.0 } else { 1.0 };
+            for (module, out, input) in linears {
                 add(name(&format!("{module}.weight")), vec![out, input], 0.0, 1.5 / (input as f32).sqrt());
             }
             if self.model_type == "qwen2" {
@@ -99,13 +110,16 @@ impl Tiny {
                     add(name(&format!("self_attn.{module}.bias")), vec![out], 0.0, 0.3);
                 }
             }
-            if self.model_type == "qwen3" {
+            if self.model_type == "qwen3" || is_gemma {
                 for norm in ["q_norm", "k_norm"] {
-                    add(name(&format!("self_attn.{norm}.weight")), vec![self.head_dim], 1.0, 0.2);
+                    add(name(&format!("self_attn.{norm}.weight")), vec![self.head_dim], middle, 0.2);
                 }
             }
             for norm in ["input_layernorm", "post_attention_layernorm"] {
-                add(name(&format!("{norm}.weight")), vec![h], 1.0, 0.2);
+                add(name(&format!("{norm}.weight")), vec![h], middle, 0.2);
+            }
+            for norm in ["pre_feedforward_layernorm", "post_feedforward_layernorm"].iter().filter(|_| is_gemma) {
+                add(name(&format!("{norm}.weight")), vec![h], middle, 0.2);
             }
         }
         add("model.norm.weight".into(), vec![h], 1.0, 0.2);

@@ -20,7 +20,7 @@ use crate::formats::Storage;
 /// How many numbers of a row share a scale beside weights of this storage; none where weights have no codes.
 pub fn block_len(storage: Storage) -> Option<usize> {
     match storage {
-        Storage::F32 | Storage::F16 | Storage::BF16 => None,
+        Storage::F32 | Storage::F16 | Storage::BF16 | Storage::NF4 | Storage::NF4DQ => None,
         Storage::Q6K => Some(16),
         Storage::Q4_0 | Storage::Q4_1 | Storage::Q5_0 | Storage::Q5_1 | Storage::Q8_0 | Storage::Q4K | Storage::Q5K => {
             Some(32)

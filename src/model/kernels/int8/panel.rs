@@ -231,7 +231,7 @@ impl Panel {
                         fifths_k::<T>(source, at + 16, lines);
                     }
                     Storage::Q6K => six::<T>(source, at, lines, scales, mins),
-                    Storage::F32 | Storage::F16 | Storage::BF16 => {}
+                    Storage::F32 | Storage::F16 | Storage::BF16 | Storage::NF4 | Storage::NF4DQ => {}
                 }
             }
         }
