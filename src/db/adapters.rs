@@ -17,17 +17,19 @@ fn adapter(row: &AnyRow) -> Result<AdapterRecord, DbError> {
         created_at: row.try_get("created_at")?,
         job_id: row.try_get("job_id")?,
         step: row.try_get("step")?,
+        virtual_tokens: row.try_get("virtual_tokens")?,
     })
 }
 
 /// A name is given once. Only a checkpoint that a later attempt repeats is replaced, by its own job.
 pub(super) async fn insert(tx: &mut Tx, a: &AdapterRecord) -> Result<(), DbError> {
-    let sql = "INSERT INTO adapters (id, project, model, parent, method, generation, bytes, created_at, job_id, step) \
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (project, model) DO UPDATE SET \
+    let sql = "INSERT INTO adapters (id, project, model, parent, method, generation, bytes, created_at, job_id, step, \
+               virtual_tokens) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT (project, model) DO UPDATE SET \
                generation = excluded.generation, bytes = excluded.bytes \
                WHERE adapters.job_id = excluded.job_id AND adapters.step = excluded.step";
     let query = sqlx::query(sql).bind(&a.id).bind(&a.project).bind(&a.model).bind(&a.parent).bind(&a.method);
-    let query = query.bind(&a.generation).bind(a.bytes).bind(a.created_at).bind(&a.job_id).bind(a.step);
+    let query =
+        query.bind(&a.generation).bind(a.bytes).bind(a.created_at).bind(&a.job_id).bind(a.step).bind(a.virtual_tokens);
     match query.execute(&mut **tx).await?.rows_affected() {
         0 => Err(DbError::Conflict(format!("the model name {} is taken", a.model))),
         _ => Ok(()),

@@ -37,6 +37,7 @@ macro_rules! migrations {
             ),
             ("feedback", include_str!(concat!("../../migrations/", $folder, "/0003_feedback.sql"))),
             ("uploads", include_str!(concat!("../../migrations/", $folder, "/0004_uploads.sql"))),
+            ("virtual tokens", include_str!(concat!("../../migrations/", $folder, "/0005_virtual_tokens.sql"))),
         ]
     };
 }

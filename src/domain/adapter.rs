@@ -41,4 +41,7 @@ pub struct AdapterRecord {
     pub job_id: Option<String>,
     /// The step of a checkpoint; none for final results and imports.
     pub step: Option<i64>,
+    /// Places of the base's context that it takes before the text.
+    #[serde(default)]
+    pub virtual_tokens: i64,
 }

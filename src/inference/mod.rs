@@ -13,12 +13,15 @@ mod sequence;
 
 use std::time::Duration;
 
+use crate::domain::AdapterRecord;
+
 pub use artifact::{ArtifactError, CONFIG, MANIFEST, WEIGHTS, generation_of, read_adapter, sha256};
 pub use bases::{Bases, Resident};
 pub use handle::{EngineSettings, Handle, Status};
 pub use registry::{Lease, Loader};
 
-/// What to generate. Checked by the caller: `prompt` is not empty, and prompt + max_tokens fit the context.
+/// What to generate. Checked by the caller: `prompt` is not empty, and prompt + max_tokens fit the context that the
+/// adapter's virtual tokens leave.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// The base's id.
@@ -53,6 +56,18 @@ pub struct AdapterRef {
     pub generation: String,
     /// Of its files, as they were when it was published: room is made before they are read.
     pub bytes: u64,
+    /// Places of the context that it takes before the text.
+    pub virtual_tokens: usize,
+}
+
+impl From<&AdapterRecord> for AdapterRef {
+    fn from(record: &AdapterRecord) -> Self {
+        Self {
+            generation: record.generation.clone(),
+            bytes: u64::try_from(record.bytes).unwrap_or(0),
+            virtual_tokens: usize::try_from(record.virtual_tokens).unwrap_or(0),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -157,7 +157,15 @@ impl Registry {
         let (base, loader) = (resident.base.clone(), self.loader);
         let hook = tokio::task::spawn_blocking(move || loader(&files, &base)).await;
         let hook = hook.map_err(|_| EngineError::Internal("loading an adapter crashed".to_owned()))?;
-        hook.map_err(|e| EngineError::Adapter(e.to_string()))
+        let hook = hook.map_err(|e| EngineError::Adapter(e.to_string()))?;
+        // The context was shared out by the record.
+        match (hook.places(), adapter.virtual_tokens) {
+            (there, recorded) if there == recorded => Ok(hook),
+            (there, recorded) => {
+                let message = format!("the adapter takes {there} places of the context, not {recorded} as recorded");
+                Err(EngineError::Adapter(message))
+            }
+        }
     }
 
     fn settle(&self, name: Name, bytes: u64, loaded: Result<Lease, EngineError>) {

@@ -34,7 +34,8 @@ impl Running {
 
     /// Tokens that the cache can come to hold.
     pub fn reserved(request: &Request) -> usize {
-        request.prompt.len() + request.max_tokens
+        let before = request.adapter.as_ref().map_or(0, |adapter| adapter.virtual_tokens);
+        before + request.prompt.len() + request.max_tokens
     }
 
     fn unread(&self) -> usize {

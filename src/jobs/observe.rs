@@ -109,6 +109,7 @@ impl Observer for JobObserver {
                         created_at: now(),
                         job_id: Some(job.id.clone()),
                         step: Some(step as i64),
+                        virtual_tokens: job.spec.adapter.virtual_tokens() as i64,
                     })
                 }
                 None => None,

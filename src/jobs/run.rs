@@ -278,6 +278,7 @@ async fn finish(
             created_at: now(),
             job_id: Some(job.id.clone()),
             step: None,
+            virtual_tokens: job.spec.adapter.virtual_tokens() as i64,
         },
         result_file: FileRecord {
             id: file,

@@ -67,6 +67,11 @@ pub trait Hook: Send + Sync {
         true
     }
 
+    /// Places of the context that it takes before the text.
+    fn places(&self) -> usize {
+        self.virtual_tokens() + if self.shifts_positions() { self.prefix_len() } else { 0 }
+    }
+
     /// A factor per row, `(rows, 1)`, on the prefix's keys and values as that row's query sees them (UniPELT).
     /// `x` is the attention's normed input.
     fn gate(&self, at: At, x: &Tensor) -> Result<Option<Tensor>> {

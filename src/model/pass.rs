@@ -51,10 +51,9 @@ impl Pass {
         for (i, sequence) in batch.sequences.iter().enumerate() {
             let hook = sequence.hook.as_deref();
             let past = sequence.cache.as_ref().map_or(0, |cache| cache.tokens);
-            let (virtual_tokens, prefix) = hook.map_or((0, 0), |h| (h.virtual_tokens(), h.prefix_len()));
-            let shift = if hook.is_some_and(|h| h.shifts_positions()) { prefix } else { 0 };
+            let (virtual_tokens, places) = hook.map_or((0, 0), |h| (h.virtual_tokens(), h.places()));
             let before = if past == 0 { virtual_tokens } else { 0 };
-            let first = if past == 0 { shift } else { shift + virtual_tokens + past };
+            let first = places + past - before;
             let n = before + sequence.tokens.len();
             if let Some(short) =
                 base.info.short_context.filter(|short| past > 0 && first <= *short && first + n > *short)

@@ -3,7 +3,7 @@
 use super::{Problem, Service, catalogue::Model, once::remembered};
 use crate::{
     db::Once,
-    domain::{AdapterRecord, Caller, id},
+    domain::{AdapterRecord, Caller, MethodSpec, id},
     formats::archive,
     inference::{CONFIG, MANIFEST, WEIGHTS, read_adapter, sha256},
     jobs::{now, publish_adapter},
@@ -67,8 +67,8 @@ impl Service {
             return Err(Problem::invalid("model", "not_a_base", message));
         }
         let suffix = suffix.map(|s| super::jobs::check_suffix(&s)).transpose()?.unwrap_or_default();
-        let (files, method) = unpack(&model, packed).await?;
-        let info = &model.resident.base.info;
+        let (files, spec) = unpack(&model, packed).await?;
+        let (info, method) = (&model.resident.base.info, spec.type_name());
         let manifest = publish_adapter(&self.store, &files, info, method).await?;
         let record = AdapterRecord {
             id: id::new("adapter-"),
@@ -81,6 +81,7 @@ impl Service {
             created_at: now(),
             job_id: None,
             step: None,
+            virtual_tokens: spec.virtual_tokens() as i64,
         };
         self.db.insert_adapter(&caller.key, &record, once).await?;
         Ok(record)
@@ -127,7 +128,7 @@ impl Service {
 }
 
 /// The files and what they hold, after they were tried on the base.
-async fn unpack(model: &Model, packed: Vec<u8>) -> Result<(AdapterFiles, &'static str), Problem> {
+async fn unpack(model: &Model, packed: Vec<u8>) -> Result<(AdapterFiles, MethodSpec), Problem> {
     let base = model.resident.base.clone();
     let work = move || {
         let mut files = AdapterFiles::default();
@@ -141,7 +142,7 @@ async fn unpack(model: &Model, packed: Vec<u8>) -> Result<(AdapterFiles, &'stati
         let spec = methods::spec_of(&files)?;
         spec.check(&base.info).map_err(|error| Problem::invalid("file", error.code, error.message))?;
         methods::load(&files, &base)?;
-        Ok((files, spec.type_name()))
+        Ok((files, spec))
     };
     tokio::task::spawn_blocking(work).await.map_err(Problem::internal)?
 }

@@ -33,8 +33,30 @@ pub struct ModelObject {
     pub parent: Option<String>,
     /// The adapter's identity: SHA-256 of its files; null for a base.
     pub adapter_generation: Option<String>,
-    /// The longest sequence, in tokens.
+    /// The longest sequence, in tokens; those that an adapter puts before the text are taken off.
     pub context_length: u64,
+}
+
+impl Model {
+    /// The longest text, in tokens.
+    pub fn context(&self) -> u64 {
+        context(&self.resident, self.adapter.as_ref())
+    }
+
+    /// The longest text that begins with a prompt of this length.
+    pub fn longest(&self, prompt: usize) -> u64 {
+        let taken = self.adapter.as_ref().map_or(0, taken);
+        self.resident.base.info.longest(prompt + taken).saturating_sub(taken) as u64
+    }
+}
+
+fn context(resident: &Resident, adapter: Option<&AdapterRecord>) -> u64 {
+    resident.base.info.context.saturating_sub(adapter.map_or(0, taken)) as u64
+}
+
+/// Places before the text.
+fn taken(record: &AdapterRecord) -> usize {
+    usize::try_from(record.virtual_tokens).unwrap_or(0)
 }
 
 impl ModelObject {
@@ -47,7 +69,7 @@ impl ModelObject {
             owned_by: "system".to_owned(),
             parent: None,
             adapter_generation: None,
-            context_length: info.context as u64,
+            context_length: context(resident, None),
         }
     }
 
@@ -59,7 +81,7 @@ impl ModelObject {
             owned_by: record.project.clone(),
             parent: Some(record.parent.clone()),
             adapter_generation: Some(record.generation.clone()),
-            context_length: resident.base.info.context as u64,
+            context_length: context(resident, Some(record)),
         }
     }
 }

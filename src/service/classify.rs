@@ -50,10 +50,7 @@ impl Service {
         let submit = |prompt| {
             self.engine.submit(Request {
                 base: model.resident.base.info.id.clone(),
-                adapter: Some(AdapterRef {
-                    generation: adapter.generation.clone(),
-                    bytes: u64::try_from(adapter.bytes).unwrap_or(0),
-                }),
+                adapter: Some(AdapterRef::from(adapter)),
                 project: project.to_owned(),
                 prompt,
                 max_tokens: 0,
@@ -94,8 +91,9 @@ fn ids(model: &Model, index: usize, input: &Value) -> Result<Vec<u32>, Problem> 
             return Err(Problem::invalid(&param, "invalid_input", message));
         }
     };
-    if text.ids.len() > info.context {
-        let message = format!("{param} has {} tokens, above the model's context of {}", text.ids.len(), info.context);
+    let (length, most) = (text.ids.len() as u64, model.context());
+    if length > most {
+        let message = format!("{param} has {length} tokens, above the model's context of {most}");
         return Err(Problem::invalid(&param, "context_length_exceeded", message));
     }
     Ok(text.ids.clone())

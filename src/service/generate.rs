@@ -63,10 +63,7 @@ impl Service {
                 sampling.seed = sampling.seed.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15));
                 let request = Request {
                     base: resident.base.info.id.clone(),
-                    adapter: wanted.model.adapter.as_ref().map(|adapter| AdapterRef {
-                        generation: adapter.generation.clone(),
-                        bytes: u64::try_from(adapter.bytes).unwrap_or(0),
-                    }),
+                    adapter: wanted.model.adapter.as_ref().map(AdapterRef::from),
                     project: wanted.project.to_owned(),
                     prompt: prompt.clone(),
                     max_tokens: max_tokens as usize,
@@ -95,7 +92,7 @@ impl Service {
 /// How many tokens may follow a prompt.
 fn room(wanted: &Wanted, prompt: &[u32]) -> Result<u64, Problem> {
     let info = &wanted.model.resident.base.info;
-    let (context, length) = (info.longest(prompt.len()) as u64, prompt.len() as u64);
+    let (context, length) = (wanted.model.longest(prompt.len()), prompt.len() as u64);
     if let Some(id) = prompt.iter().find(|id| **id as usize >= info.vocab) {
         let message = format!("token id {id} is outside the vocabulary of {}", info.vocab);
         return Err(Problem::invalid(wanted.prompt_param, "out_of_range", message));

@@ -38,7 +38,8 @@ fn usable<'a>(run: &Run, rows: &'a [Row], set: &str, observer: &mut dyn Observer
         let text = format!("the {set} rows are not what {} reads: {}", run.spec.objective.type_name(), wanted.wanted());
         return Err(TrainError::Data(text));
     }
-    let limit = (run.spec.training.max_seq_len as usize).min(run.base.info.context);
+    let context = run.base.info.context.saturating_sub(run.spec.adapter.virtual_tokens());
+    let limit = (run.spec.training.max_seq_len as usize).min(context);
     let (fitting, long): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.longest() <= limit);
     let (trained, idle): (Vec<_>, Vec<_>) =
         fitting.into_iter().partition(|row| row.examples().all(|text| text.trained() > 0));

@@ -10,3 +10,4 @@ mod preference;
 mod sampling;
 mod text;
 mod uploads;
+mod virtual_tokens;

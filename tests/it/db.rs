@@ -151,6 +151,7 @@ fn an_adapter(project: &str, model: &str, job: Option<(&Job, Option<i64>)>, gene
         created_at: 1_800_000_000,
         job_id: job.map(|(job, _)| job.id.clone()),
         step: job.and_then(|(_, step)| step),
+        virtual_tokens: 5,
     }
 }
 

@@ -14,7 +14,7 @@ use attune::{
         Task, TokenLogprob,
     },
     jobs::publish_adapter,
-    methods::AdapterFiles,
+    methods::{self, AdapterFiles},
     model::Base,
     storage::{BlobStore, S3Settings, open},
     text::Text,
@@ -69,11 +69,13 @@ impl Bench {
         let store: Arc<dyn BlobStore> = self.store.clone();
         let manifest = publish_adapter(&store, files, &self.base(base).info, "lora").await.unwrap();
         let bytes = manifest.files.iter().map(|file| file.bytes).sum();
-        AdapterRef { generation: manifest.generation, bytes }
+        // The faulty ones have no spec.
+        let virtual_tokens = methods::spec_of(files).map_or(0, |spec| spec.virtual_tokens());
+        AdapterRef { generation: manifest.generation, bytes, virtual_tokens }
     }
 
-    /// A LoRA adapter with random values of about this size in every tensor.
-    async fn lora_of_size(&self, base: &str, spec: Value, seed: u64, size: f32) -> AdapterRef {
+    /// An adapter with random values of about this size in every trained tensor.
+    async fn adapter_of_size(&self, base: &str, spec: Value, seed: u64, size: f32) -> AdapterRef {
         let method = create(&MethodSpec::from_json(&spec).unwrap(), self.base(base), seed);
         let mut random = Random(seed);
         for (_, variable) in method.variables() {
@@ -83,15 +85,15 @@ impl Bench {
         self.publish(base, &method.export().unwrap()).await
     }
 
-    async fn lora(&self, base: &str, spec: Value, seed: u64) -> AdapterRef {
-        self.lora_of_size(base, spec, seed, 0.2).await
+    async fn adapter(&self, base: &str, spec: Value, seed: u64) -> AdapterRef {
+        self.adapter_of_size(base, spec, seed, 0.2).await
     }
 
     /// Some adapters of the same size on the dense base.
     async fn several(&self, n: u64) -> Vec<AdapterRef> {
         let mut all = Vec::new();
         for seed in 0..n {
-            all.push(self.lora("dense", json!({"type": "lora", "r": 4, "alpha": 6}), 10 + seed).await);
+            all.push(self.adapter("dense", json!({"type": "lora", "r": 4, "alpha": 6}), 10 + seed).await);
         }
         all
     }

@@ -174,6 +174,29 @@ fn a_finished_adapter_goes_on_as_the_rows_that_it_is() {
     }
 }
 
+/// The longest row that fits beside the virtual tokens is trained on; a longer one is left out and counted.
+#[test]
+fn rows_that_do_not_fit_beside_virtual_tokens_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    Tiny { context: 64, ..Tiny::default() }.write(dir.path());
+    let base = Base::open("short", dir.path()).unwrap();
+    let rows = rows(&[9, 44, 45], 6);
+    for name in ["prompt_tuning", "prefix_tuning", "p_tuning"] {
+        let adapter = json!({"type": name, "num_virtual_tokens": 20});
+        let mut spec = spec(&base, adapter, json!({"n_epochs": 1, "batch_size": 3}));
+        assert_eq!(spec.training.max_seq_len, 44);
+        // Also where an older record asks for more.
+        spec.training.max_seq_len = 64;
+        let (files, recorder) = finish(&base, &spec, &rows, From::default());
+        assert_eq!(recorder.messages, ["1 of 3 training rows are left out: longer than 44 tokens"]);
+        let hook = methods::load(&files, &base).unwrap();
+        assert_eq!(hook.places(), 20);
+        let sequences = vec![Sequence { tokens: &rows[2].ids, hook: Some(hook), cache: None }];
+        let error = base.forward(&mut Batch { sequences, train: None }).unwrap_err().to_string();
+        assert!(error.contains("beyond the context: 65 of 64"), "{error}");
+    }
+}
+
 #[test]
 fn files_that_do_not_fit_are_refused_by_name() {
     let base = dense();

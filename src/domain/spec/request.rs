@@ -133,7 +133,8 @@ impl Training {
         }
         let (default_rate, least) =
             (method.default_learning_rate() * request.objective.rate(), request.objective.least_batch());
-        let context = base.context as u64;
+        // The text's share of the context.
+        let context = base.context.saturating_sub(method.virtual_tokens()) as u64;
         let training = Self {
             n_epochs: request.n_epochs.unwrap_or(3),
             batch_size: request.batch_size.unwrap_or((rows / 16).clamp(least, 8)),
@@ -152,7 +153,13 @@ impl Training {
             validation_split: request.validation_split.unwrap_or(0.0),
             precision: request.precision.unwrap_or(Precision::Auto),
         };
-        training.check(context, &request.objective.path())?;
+        training.check(context, &request.objective.path()).map_err(|error| match method.virtual_tokens() {
+            taken if taken > 0 && error.param == "training.max_seq_len" => SpecError {
+                message: format!("{}: the context of {} without {taken} virtual tokens", error.message, base.context),
+                ..error
+            },
+            _ => error,
+        })?;
         request.objective.check(&training)?;
         Ok(training)
     }

@@ -305,6 +305,18 @@ fn training_is_resolved() {
     let echoed = serde_json::to_value(&training).unwrap();
     assert_eq!(resolve(echoed, &Hyperparameters::default(), 100).unwrap(), training);
 
+    // Virtual tokens leave the text a smaller share of the context.
+    let prompt = MethodSpec::from_json(&json!({"type": "prompt_tuning", "num_virtual_tokens": 1024})).unwrap();
+    let beside = |value: Value| {
+        let request = TrainingRequest::from_json(&value, &Hyperparameters::default())?;
+        Training::resolve(&request, &prompt, &BaseInfo { context: 2047, ..base() }, 9)
+    };
+    assert_eq!(beside(Value::Null).unwrap().max_seq_len, 1023);
+    assert_eq!(beside(json!({"max_seq_len": 1023})).unwrap().max_seq_len, 1023);
+    let refused = beside(json!({"max_seq_len": 1024})).unwrap_err();
+    assert_eq!(refused.param, "training.max_seq_len");
+    assert!(refused.message.ends_with("2 to 1023: the context of 2047 without 1024 virtual tokens"), "{refused}");
+
     let cases = [
         (json!({"max_seq_len": 4096}), "training.max_seq_len"),
         (json!({"max_seq_length": 40}), "training.max_seq_length"),

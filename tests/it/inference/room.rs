@@ -145,7 +145,7 @@ async fn a_line_of_many_adapters_keeps_the_budget() {
 async fn an_adapter_above_the_whole_budget_is_refused_unread() {
     let bench = Bench::start(settings()).await;
     let small = bench.several(1).await.remove(0);
-    let large = bench.lora("dense", json!({"type": "lora", "r": 16, "alpha": 6}), 3).await;
+    let large = bench.adapter("dense", json!({"type": "lora", "r": 16, "alpha": 6}), 3).await;
     let before = bench.store.reads_of(&large.generation);
     let engine = bench.engine(room_for(1, &small));
     let limit = room_for(1, &small).adapter_budget_bytes;
@@ -159,7 +159,7 @@ async fn an_adapter_above_the_whole_budget_is_refused_unread() {
 #[tokio::test(flavor = "multi_thread")]
 async fn damaged_weights_are_an_error_and_never_the_base() {
     let bench = Bench::start(settings()).await;
-    let all = bench.several(3).await;
+    let all = bench.several(4).await;
     let key = |adapter: &AdapterRef| Key::Adapter { generation: adapter.generation.clone(), name: WEIGHTS.to_owned() };
     let mut weights = bench.store.get(&key(&all[0])).await.unwrap().to_vec();
     let middle = weights.len() / 2;
@@ -167,7 +167,13 @@ async fn damaged_weights_are_an_error_and_never_the_base() {
     bench.store.put(&key(&all[0]), weights.into()).await.unwrap();
     bench.store.delete(&key(&all[1])).await.unwrap();
     let lying = AdapterRef { bytes: all[2].bytes - 1, ..all[2].clone() };
-    for (adapter, word) in [(&all[0], "damaged"), (&all[1], "not in the store"), (&lying, "as recorded")] {
+    let roomy = AdapterRef { virtual_tokens: 3, ..all[3].clone() };
+    for (adapter, word) in [
+        (&all[0], "damaged"),
+        (&all[1], "not in the store"),
+        (&lying, "as recorded"),
+        (&roomy, "takes 0 places of the context, not 3 as recorded"),
+    ] {
         for _ in 0..2 {
             let answer = run(&bench.engine, ask(Some(adapter), 4, 4)).await;
             let EngineError::Adapter(message) = answer.error() else { panic!("{answer:?}") };
