@@ -227,7 +227,7 @@ fn what_we_lack_is_refused_by_name() {
         }
     }
     for (key, value) in
-        [("fan_in_fan_out", json!(true)), ("modules_to_save", json!(["norm"])), ("task_type", json!("SEQ_CLS"))]
+        [("fan_in_fan_out", json!(true)), ("modules_to_save", json!(["norm"])), ("task_type", json!("TOKEN_CLS"))]
     {
         let text = refusal("ia3", key, &value);
         assert!(text.contains(key), "ia3 {key}: {text}");
