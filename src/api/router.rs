@@ -16,8 +16,8 @@ use tower_http::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    AppState, adapters, chat, classify, completions, error, extract::MAX_JSON, feedback, files, health, jobs, kept,
-    methods, models, uploads,
+    AppState, adapters, chat, classify, completions, embeddings, error, extract::MAX_JSON, feedback, files, health,
+    jobs, kept, methods, models, uploads,
 };
 use crate::{domain::id, service::Problem};
 
@@ -29,6 +29,7 @@ pub fn routes(max_upload: u64) -> OpenApiRouter<AppState> {
         .routes(routes!(kept::retrieve, kept::delete))
         .routes(routes!(completions::create))
         .routes(routes!(classify::create))
+        .routes(routes!(embeddings::create))
         .routes(routes!(models::list))
         .routes(routes!(models::retrieve, models::delete))
         .merge(

@@ -5,6 +5,7 @@ mod bases;
 mod batch;
 mod candidates;
 mod engine;
+mod fairness;
 mod handle;
 mod registry;
 mod reply;
@@ -13,7 +14,7 @@ mod sequence;
 
 use std::time::Duration;
 
-use crate::domain::AdapterRecord;
+use crate::{domain::AdapterRecord, text::Grammar};
 
 pub use artifact::{ArtifactError, CONFIG, MANIFEST, WEIGHTS, generation_of, read_adapter, sha256};
 pub use bases::{Bases, Resident};
@@ -39,6 +40,10 @@ pub struct Request {
     /// The same for the prompt's tokens (`echo`).
     pub prompt_logprobs: Option<usize>,
     pub task: Task,
+    /// What the completion is held to.
+    pub grammar: Option<Grammar>,
+    /// Waits until nothing else does.
+    pub is_background: bool,
 }
 
 /// What a request wants of its prompt.
@@ -48,6 +53,15 @@ pub enum Task {
     Complete,
     /// The score of an adapter with a score head, at the prompt's last token.
     Score,
+    /// Its hidden states as one vector.
+    Embed(Pooling),
+}
+
+/// One vector of many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    Mean,
+    Last,
 }
 
 /// An adapter in the store.
@@ -119,7 +133,7 @@ pub struct TokenLogprob {
     pub top: Vec<(u32, f32)>,
 }
 
-/// What comes back over the channel, in this order: maybe Prompt, Tokens, then Done or Failed.
+/// What comes back over the channel, in this order: maybe Prompt, Tokens (or the Embedding), then Done or Failed.
 #[derive(Clone, Debug)]
 pub enum Output {
     /// For each prompt token; none for the first.
@@ -130,6 +144,8 @@ pub enum Output {
     },
     /// The only answer of a task of that name, before `Done`.
     Score(f32),
+    /// The only answer of `Task::Embed`, before `Done`.
+    Embedding(Vec<f32>),
     Done(Finish),
     Failed(EngineError),
 }
@@ -155,6 +171,9 @@ pub enum EngineError {
     /// Numbers that no token can be chosen by: the adapter's values are too large.
     #[error("the model's scores are not finite numbers: its adapter's weights are too large")]
     Scores,
+    /// No token keeps to the grammar.
+    #[error("the completion cannot keep to its format: {0}")]
+    Grammar(String),
     #[error("the server is stopping")]
     Stopping,
     #[error("{0}")]
@@ -167,4 +186,6 @@ pub struct Residency {
     pub generation: String,
     pub bytes: u64,
     pub hits: u64,
+    /// From the request for it until it could be used.
+    pub load_time: Duration,
 }

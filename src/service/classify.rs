@@ -40,17 +40,17 @@ impl Service {
             return Err(Problem::invalid("input", "out_of_range", message));
         }
         let model = self.model(project, &body.model).await?;
-        let Some(adapter) = &model.adapter else {
+        if model.adapter.is_none() {
             let message = format!("{} is a base: a reward model gives scores", model.name);
             return Err(Problem::invalid("model", "wrong_task", message));
-        };
+        }
         let texts = inputs.iter().enumerate().map(|(i, input)| ids(&model, i, input));
         let texts = texts.collect::<Result<Vec<_>, _>>()?;
         let prompt_tokens = texts.iter().map(|text| text.len() as u64).sum();
         let submit = |prompt| {
             self.engine.submit(Request {
                 base: model.resident.base.info.id.clone(),
-                adapter: Some(AdapterRef::from(adapter)),
+                adapter: model.adapter.as_ref().map(AdapterRef::from),
                 project: project.to_owned(),
                 prompt,
                 max_tokens: 0,
@@ -59,6 +59,8 @@ impl Service {
                 logprobs: None,
                 prompt_logprobs: None,
                 task: Task::Score,
+                grammar: None,
+                is_background: false,
             })
         };
         let mut answers = texts.into_iter().map(submit).collect::<Result<Vec<_>, _>>()?;

@@ -5,7 +5,7 @@ use tokio::sync::mpsc;
 use super::{Problem, Service, catalogue::Model, sampling::SamplingFields, stop::StopMatcher};
 use crate::{
     inference::{AdapterRef, Finish, Output, Request, Resident, Task, TokenLogprob},
-    text::Detokenizer,
+    text::{Detokenizer, Grammar},
 };
 
 /// Prompts to complete.
@@ -20,6 +20,10 @@ pub struct Wanted<'a> {
     /// The field that the prompts came in.
     pub prompt_param: &'static str,
     pub fields: &'a SamplingFields,
+    /// What answers are held to.
+    pub grammar: Option<Grammar>,
+    /// Waits until nothing else does.
+    pub is_background: bool,
     pub logprobs: Option<usize>,
     pub prompt_logprobs: Option<usize>,
 }
@@ -72,6 +76,8 @@ impl Service {
                     logprobs: wanted.logprobs,
                     prompt_logprobs: wanted.prompt_logprobs,
                     task: Task::Complete,
+                    grammar: wanted.grammar.clone(),
+                    is_background: wanted.is_background,
                 };
                 generations.push(Generation {
                     index,
@@ -89,21 +95,28 @@ impl Service {
     }
 }
 
-/// How many tokens may follow a prompt.
-fn room(wanted: &Wanted, prompt: &[u32]) -> Result<u64, Problem> {
-    let info = &wanted.model.resident.base.info;
-    let (context, length) = (wanted.model.longest(prompt.len()), prompt.len() as u64);
+/// Ids of the vocabulary, at least one, and no more than the context.
+pub(super) fn check_prompt(model: &Model, prompt: &[u32], param: &str) -> Result<(), Problem> {
+    let info = &model.resident.base.info;
+    let (context, length) = (model.longest(prompt.len()), prompt.len() as u64);
     if let Some(id) = prompt.iter().find(|id| **id as usize >= info.vocab) {
         let message = format!("token id {id} is outside the vocabulary of {}", info.vocab);
-        return Err(Problem::invalid(wanted.prompt_param, "out_of_range", message));
+        return Err(Problem::invalid(param, "out_of_range", message));
     }
     if length == 0 {
-        return Err(Problem::invalid(wanted.prompt_param, "empty_prompt", "the prompt has no tokens"));
+        return Err(Problem::invalid(param, "empty_prompt", format!("the {param} has no tokens")));
     }
     if length > context {
-        let message = format!("the prompt has {length} tokens, above the model's context of {context}");
-        return Err(Problem::invalid(wanted.prompt_param, "context_length_exceeded", message));
+        let message = format!("the {param} has {length} tokens, above the model's context of {context}");
+        return Err(Problem::invalid(param, "context_length_exceeded", message));
     }
+    Ok(())
+}
+
+/// How many tokens may follow a prompt.
+fn room(wanted: &Wanted, prompt: &[u32]) -> Result<u64, Problem> {
+    let (context, length) = (wanted.model.longest(prompt.len()), prompt.len() as u64);
+    check_prompt(wanted.model, prompt, wanted.prompt_param)?;
     let max_tokens = wanted.max_tokens.unwrap_or(context - length);
     if max_tokens > context - length {
         let message = format!(
@@ -152,7 +165,7 @@ impl Generation {
                 self.ended = true;
                 Err(error.into())
             }
-            Some(Output::Score(_)) | None => {
+            Some(Output::Score(_) | Output::Embedding(_)) | None => {
                 self.ended = true;
                 Err(Problem::internal("the engine ended a completion without a word"))
             }

@@ -70,7 +70,7 @@ impl<'a> Loop<'a> {
             _ => {}
         }
         let reference = match run.start.filter(|_| objective.has_reference()) {
-            Some(files) => Some(methods::load(files, &run.base)?),
+            Some(files) => Some(methods::load(files, &run.base.computing(Compute::F32))?),
             None => None,
         };
         let variables = method.variables();

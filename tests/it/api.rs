@@ -2,8 +2,10 @@
 
 mod access;
 mod bad_input;
+mod embeddings;
 mod feedback;
 mod fold;
+mod format;
 mod idempotency;
 mod lists;
 mod preference;

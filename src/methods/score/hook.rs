@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor};
 
 use crate::{
     domain::Site,
-    model::{At, Hook, Linear, mlp::Mlp},
+    model::{At, Hook, Linear, LowRanks, mlp::Mlp},
 };
 
 pub struct Scored {
@@ -31,6 +31,10 @@ impl Hook for Scored {
 
     fn embed(&self, ids: &[u32], is_start: bool, x: Tensor) -> Result<Tensor> {
         self.inner.embed(ids, is_start, x)
+    }
+
+    fn low_rank(&self) -> Option<&LowRanks> {
+        self.inner.low_rank()
     }
 
     fn linear(&self, at: At, site: Site, x: &Tensor, base: &Linear) -> Result<Tensor> {

@@ -20,7 +20,7 @@ async fn routes(client: &Client) -> Vec<(Method, String)> {
 
 /// What each kind of key reaches, decided here once more and not read from the code.
 fn may(scope: &str, method: &Method, path: &str) -> bool {
-    let is_text = path.ends_with("/completions");
+    let is_text = path.ends_with("/completions") || ["/v1/embeddings", "/v1/classify"].contains(&path);
     let is_models = path.starts_with("/v1/models") && *method == Method::GET;
     match scope {
         "all" => true,
