@@ -35,6 +35,7 @@ struct Node {
     db: Db,
     store: Arc<dyn BlobStore>,
     bases: Bases,
+    memory_limit: Option<u64>,
     /// Held until the process ends: one process owns an embedded database.
     lock: Option<fs::File>,
 }
@@ -50,11 +51,16 @@ impl Node {
         let s3 = S3Settings { endpoint: config.s3_endpoint.clone(), ..S3Settings::default() };
         let store = storage::open(&config.blob_store(), &s3).await.context("the blob store")?;
         let bases = load_bases(config, compute).await?;
-        Ok(Self { db, store, bases, lock })
+        Ok(Self { db, store, bases, memory_limit: config.memory_limit, lock })
     }
 
     fn start_workers(&self, count: u8, wake: &Arc<Notify>) -> Vec<Worker> {
-        let context = || jobs::Context { db: self.db.clone(), store: self.store.clone(), bases: self.bases.clone() };
+        let context = || jobs::Context {
+            db: self.db.clone(),
+            store: self.store.clone(),
+            bases: self.bases.clone(),
+            memory_limit: self.memory_limit,
+        };
         (0..count).map(|_| jobs::start(context(), wake.clone())).collect()
     }
 }
@@ -108,7 +114,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     let engine = Handle::start(node.bases.clone(), node.store.clone(), runtime, settings)?;
     let wake = Arc::new(Notify::new());
     let workers = node.start_workers(config.workers, &wake);
-    let Node { db, store, bases, lock } = node;
+    let Node { db, store, bases, memory_limit, lock } = node;
     let service = Service {
         db,
         store,
@@ -116,6 +122,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         engine: engine.clone(),
         wake,
         max_upload: config.max_upload,
+        memory_limit,
         retention_days: config.completion_retention,
     };
     let state = AppState::new(service);

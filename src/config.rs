@@ -74,6 +74,10 @@ pub struct NodeConfig {
     /// Threads for tensor work; default: one a core.
     #[arg(long, env = "ATTUNE_THREADS")]
     pub threads: Option<usize>,
+    /// Bytes that one job may take while it trains; default: what the machine and the container have left when it
+    /// starts. A job that would need more fails at once and says what would fit.
+    #[arg(long, env = "ATTUNE_MEMORY_LIMIT")]
+    pub memory_limit: Option<u64>,
     /// CPU kernels to use instead of the best that the machine has: avx512, avx2 or portable.
     #[arg(long, env = "ATTUNE_CPU_KERNELS")]
     pub cpu_kernels: Option<String>,

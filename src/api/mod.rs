@@ -7,6 +7,7 @@ mod classify;
 mod completions;
 mod embeddings;
 mod error;
+mod estimate;
 mod extract;
 mod feedback;
 mod files;

@@ -16,8 +16,8 @@ use tower_http::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    AppState, adapters, chat, classify, completions, embeddings, error, extract::MAX_JSON, feedback, files, health,
-    jobs, kept, methods, models, uploads,
+    AppState, adapters, chat, classify, completions, embeddings, error, estimate, extract::MAX_JSON, feedback, files,
+    health, jobs, kept, methods, models, uploads,
 };
 use crate::{domain::id, service::Problem};
 
@@ -47,6 +47,7 @@ pub fn routes(max_upload: u64) -> OpenApiRouter<AppState> {
         .routes(routes!(files::report))
         .routes(routes!(jobs::create, jobs::list))
         .routes(routes!(jobs::retrieve))
+        .routes(routes!(estimate::create))
         .routes(routes!(jobs::cancel))
         .routes(routes!(jobs::pause))
         .routes(routes!(jobs::resume))

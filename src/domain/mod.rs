@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod base;
 pub mod dataset;
+pub mod estimate;
 pub mod event;
 pub mod feedback;
 pub mod file;
@@ -17,6 +18,7 @@ pub mod upload;
 pub use adapter::{AdapterRecord, Manifest, ManifestFile};
 pub use base::{BaseInfo, Site};
 pub use dataset::{FileReport, LineError};
+pub use estimate::{MemoryEstimate, RunEstimate, Saving};
 pub use event::{Event, EventKind, Metrics};
 pub use feedback::{Feedback, StoredCompletion};
 pub use file::FileRecord;

@@ -22,8 +22,13 @@ impl Stream {
 
     /// The first `n` uniform numbers; the same as `uniform(0..n)`, four at a time.
     pub fn uniforms(&self, n: usize) -> impl Iterator<Item = f32> {
-        let stream = *self;
-        let blocks = (0..n.div_ceil(4) as u64).flat_map(move |block| stream.block(block));
+        self.uniforms_from(0, n)
+    }
+
+    /// `n` uniform numbers from a place on that is a multiple of four.
+    pub fn uniforms_from(&self, place: u64, n: usize) -> impl Iterator<Item = f32> {
+        let (stream, first) = (*self, place / 4);
+        let blocks = (first..first + n.div_ceil(4) as u64).flat_map(move |block| stream.block(block));
         blocks.take(n).map(|bits| (bits >> 8) as f32 / (1 << 24) as f32)
     }
 
@@ -102,6 +107,7 @@ mod tests {
         let stream = Stream::new(7, 3);
         let numbers: Vec<f32> = stream.uniforms(40_001).collect();
         assert!(numbers.iter().enumerate().all(|(i, x)| *x == stream.uniform(i as u64)));
+        assert_eq!(stream.uniforms_from(8, 9).collect::<Vec<_>>(), numbers[8..17]);
         let mean = numbers.iter().sum::<f32>() / numbers.len() as f32;
         assert!((mean - 0.5).abs() < 0.01, "{mean}");
         assert_ne!(numbers[..8], Stream::new(7, 4).uniforms(8).collect::<Vec<_>>()[..]);

@@ -1,5 +1,6 @@
 //! Jobs in the background: a worker claims a row, trains on a thread of its own, and publishes what came out.
 
+pub mod memory;
 mod observe;
 mod publish;
 mod run;
@@ -18,6 +19,8 @@ pub struct Context {
     pub db: Db,
     pub store: Arc<dyn BlobStore>,
     pub bases: Bases,
+    /// Bytes that a job may take; none asks the machine.
+    pub memory_limit: Option<u64>,
 }
 
 /// Unix seconds of this machine: for labels only; leases use the database's clock.

@@ -89,13 +89,14 @@ impl Observer for JobObserver {
         let (job, step) = (&self.job, snapshot.step);
         self.runtime.block_on(async {
             let mut listed = Vec::new();
-            for (name, bytes) in &snapshot.files {
-                let key = Key::Checkpoint { job: job.id.clone(), fence: job.fence, step, name: name.clone() };
-                listed.push(put_checked(&context.store, &key, bytes).await?);
+            let files = adapter_of(&snapshot).filter(|_| step > 0);
+            for (name, bytes) in snapshot.files {
+                let key = Key::Checkpoint { job: job.id.clone(), fence: job.fence, step, name };
+                listed.push(put_checked(&context.store, &key, bytes.into()).await?);
             }
             let method = job.spec.adapter.type_name();
             let model = format!("{}:ckpt-step-{step}", job.output_model);
-            let adapter = match adapter_of(&snapshot).filter(|_| step > 0) {
+            let adapter = match files {
                 Some(files) => {
                     let manifest = publish_adapter(&context.store, &files, &self.base, method).await?;
                     Some(AdapterRecord {

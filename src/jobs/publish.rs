@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::{
     domain::{BaseInfo, Manifest, ManifestFile},
     inference::{ArtifactError, CONFIG, MANIFEST, WEIGHTS, generation_of, sha256},
@@ -14,15 +16,15 @@ use crate::{
 pub(super) async fn put_checked(
     store: &Arc<dyn BlobStore>,
     key: &Key,
-    bytes: &[u8],
+    bytes: Bytes,
 ) -> Result<ManifestFile, ArtifactError> {
-    let sha256 = sha256(bytes);
-    store.put(key, bytes.to_vec().into()).await?;
+    let (sha256, length) = (sha256(&bytes), bytes.len() as u64);
+    store.put(key, bytes).await?;
     if crate::inference::sha256(&store.get(key).await?) != sha256 {
         return Err(ArtifactError::Damaged(key.to_string()));
     }
     let name = key.to_string().rsplit('/').next().unwrap_or_default().to_owned();
-    Ok(ManifestFile { name, bytes: bytes.len() as u64, sha256 })
+    Ok(ManifestFile { name, bytes: length, sha256 })
 }
 
 /// Puts an adapter under its generation. Publishing the same adapter again changes nothing.
@@ -42,7 +44,12 @@ pub async fn publish_adapter(
         .collect();
     let generation = generation_of(&listed);
     for (name, bytes) in parts {
-        put_checked(store, &Key::Adapter { generation: generation.clone(), name: name.to_owned() }, bytes).await?;
+        put_checked(
+            store,
+            &Key::Adapter { generation: generation.clone(), name: name.to_owned() },
+            bytes.clone().into(),
+        )
+        .await?;
     }
     let manifest = Manifest {
         generation: generation.clone(),
@@ -52,6 +59,6 @@ pub async fn publish_adapter(
         files: listed,
     };
     let bytes = serde_json::to_vec_pretty(&manifest).map_err(|e| ArtifactError::Damaged(e.to_string()))?;
-    put_checked(store, &Key::Adapter { generation, name: MANIFEST.to_owned() }, &bytes).await?;
+    put_checked(store, &Key::Adapter { generation, name: MANIFEST.to_owned() }, bytes.into()).await?;
     Ok(manifest)
 }

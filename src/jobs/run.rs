@@ -5,7 +5,7 @@ use std::{io::Cursor, sync::Arc};
 use anyhow::Context as _;
 
 use super::{
-    Context, now,
+    Context, memory, now,
     observe::{JobObserver, Signals},
     publish::publish_adapter,
 };
@@ -123,10 +123,10 @@ async fn train(context: &Context, job: &Job, signals: Arc<Signals>) -> Result<(O
         valid,
         start: start.map(|(_, files)| files),
         resume,
+        memory_limit: context.memory_limit,
         observer,
     };
-    let outcome = on_a_thread(work).await?;
-    outcome.map(|outcome| (outcome, resident)).map_err(of_training)
+    Ok((on_a_thread(work).await?, resident))
 }
 
 /// What goes to the training thread.
@@ -137,10 +137,11 @@ struct Work {
     valid: Vec<Row>,
     start: Option<AdapterFiles>,
     resume: Option<Snapshot>,
+    memory_limit: Option<u64>,
     observer: JobObserver,
 }
 
-async fn on_a_thread(mut work: Work) -> Result<Result<Outcome, TrainError>, Stop> {
+async fn on_a_thread(mut work: Work) -> Result<Outcome, Stop> {
     let (answer, outcome) = tokio::sync::oneshot::channel();
     let body = move || {
         let tokenize = |text: &str| {
@@ -156,14 +157,17 @@ async fn on_a_thread(mut work: Work) -> Result<Result<Outcome, TrainError>, Stop
             resume: work.resume.as_ref(),
             start: work.start.as_ref(),
         };
-        let result = trainer::train(run, &mut work.observer);
+        let result = match fits(&run, work.memory_limit) {
+            Ok(()) => trainer::train(run, &mut work.observer).map_err(of_training),
+            Err(stop) => Err(stop),
+        };
         // Nobody waits any more only when the process ends.
         _ = answer.send(result);
     };
     let spawned = std::thread::Builder::new().name("train".to_owned()).stack_size(STACK).spawn(body);
     let thread = spawned.map_err(|e| Stop::Again(anyhow::anyhow!("the training thread did not start: {e}")))?;
     match outcome.await {
-        Ok(result) => Ok(result),
+        Ok(result) => result,
         Err(_) => {
             let panic = tokio::task::spawn_blocking(move || thread.join()).await;
             let text = match panic {
@@ -172,6 +176,16 @@ async fn on_a_thread(mut work: Work) -> Result<Result<Outcome, TrainError>, Stop
             };
             Err(failed("internal", format!("training crashed: {text}"), None))
         }
+    }
+}
+
+/// Refuses a run that would need more memory than there is, before it takes any.
+fn fits(run: &Run, limit: Option<u64>) -> Result<(), Stop> {
+    let Some(available) = memory::available(limit) else { return Ok(()) };
+    let estimate = trainer::estimate(run).map_err(of_training)?;
+    match memory::refusal(&estimate.memory, available) {
+        None => Ok(()),
+        Some(message) => Err(failed("out_of_memory", message, Some("training"))),
     }
 }
 

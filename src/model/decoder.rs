@@ -196,14 +196,23 @@ impl Base {
 
     /// Hidden states after the final norm, `(rows, hidden)`: one row per token, virtual ones left out.
     pub fn forward(&self, batch: &mut Batch) -> Result<Tensor> {
-        self.forwards.fetch_add(1, Ordering::Relaxed);
-        let mut pass = Pass::new(self, batch)?;
+        let mut pass = self.begin(batch)?;
         let mut x = pass.embed(self, batch)?;
         for layer in 0..self.layers.len() {
-            x = pass.layer(self, batch, layer, &x)?;
+            x = pass.layer(self, batch, layer, &x, &pass.prefixes(layer)?)?;
         }
         pass.finish(batch);
-        ops::rms_norm(&pass.token_rows(&x)?, &self.norm, self.eps)
+        self.end(&pass, &x)
+    }
+
+    pub(super) fn begin(&self, batch: &Batch) -> Result<Pass> {
+        self.forwards.fetch_add(1, Ordering::Relaxed);
+        Pass::new(self, batch)
+    }
+
+    /// The last layer's rows, normed, without the virtual ones.
+    pub(super) fn end(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+        ops::rms_norm(&pass.token_rows(x)?, &self.norm, self.eps)
     }
 
     /// Output scores of hidden rows `(n, hidden) → (n, vocab)`; all rows carry the same `hook`.

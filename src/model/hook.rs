@@ -4,6 +4,8 @@
 //! tensors are `(rows, width)`, f32, contiguous; rows are the tokens of the sequences of one adapter, one sequence
 //! behind another, without padding.
 
+use std::sync::Arc;
+
 use candle_core::{Result, Tensor};
 
 use super::{linear::Linear, low_rank::LowRanks, mlp::Mlp};
@@ -114,6 +116,12 @@ pub trait Hook: Send + Sync {
     /// Whether the head gives one score for a text in place of the vocabulary's scores: such an adapter writes nothing.
     fn is_scorer(&self) -> bool {
         false
+    }
+
+    /// The hook of a pass whose layers run a second time for their gradients (activation checkpointing), where that
+    /// must not count twice in `penalty` and `figures`; none is this hook itself.
+    fn again(&self) -> Option<Arc<dyn Hook>> {
+        None
     }
 
     /// What the method adds to the loss of the pass that it went through: a mean, not a sum over tokens

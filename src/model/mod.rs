@@ -19,6 +19,7 @@ mod nf4;
 mod pass;
 mod quant;
 mod rope;
+mod tape;
 mod weight;
 
 pub use cache::SequenceCache;
@@ -27,6 +28,7 @@ pub use hook::{At, Frozen, Hook};
 pub use linear::Linear;
 pub use load::Held;
 pub use low_rank::{LowRank, LowRanks};
+pub use tape::{Keep, Tape};
 pub use weight::Compute;
 
 use crate::formats::FormatError;

@@ -13,6 +13,9 @@ use super::{
 };
 use crate::domain::Site;
 
+/// Keys and values that a hook puts before the text.
+pub(super) type Prefix = (Tensor, Tensor);
+
 /// Neighbouring sequences with one adapter.
 struct Group {
     hook: Option<Arc<dyn Hook>>,
@@ -131,7 +134,24 @@ impl Pass {
         join(parts)
     }
 
-    pub fn layer(&self, base: &Base, batch: &mut Batch, layer: usize, x: &Tensor) -> Result<Tensor> {
+    /// From now on layers run for their gradients, after they have run for their values.
+    pub fn again(&mut self) {
+        for group in &mut self.groups {
+            if let Some(hook) = group.hook.as_ref().and_then(|hook| hook.again()) {
+                group.hook = Some(hook);
+            }
+        }
+    }
+
+    /// `prefixes` are the groups', in order. The batch is asked for caches only.
+    pub fn layer(
+        &self,
+        base: &Base,
+        batch: &mut Batch,
+        layer: usize,
+        x: &Tensor,
+        prefixes: &[Option<Prefix>],
+    ) -> Result<Tensor> {
         let weights = &base.layers[layer];
         let h = ops::rms_norm(x, &weights.attention_norm, base.eps)?;
         let q = self.linear(layer, Site::Q, &h, &weights.q)?;
@@ -141,10 +161,10 @@ impl Pass {
         let (q, k) = (normed(q, &weights.q_norm, base.eps)?, normed(k, &weights.k_norm, base.eps)?);
         let rotation = &self.rotations[weights.rope];
         let (q, k) = (ops::rope(&q, rotation)?, ops::rope(&k, rotation)?);
-        let attended = if batch.sequences[0].cache.is_some() {
-            self.attend_cached(base, batch, layer, &h, [&q, &k, &v])?
+        let attended = if batch.sequences.first().is_some_and(|sequence| sequence.cache.is_some()) {
+            self.attend_cached(base, batch, (layer, prefixes), &h, [&q, &k, &v])?
         } else {
-            self.attend(base, layer, &h, [&q, &k, &v])?
+            self.attend(base, (layer, prefixes), &h, [&q, &k, &v])?
         };
         let attended = self.linear(layer, Site::O, &attended, &weights.o)?;
         let x = (x + normed(attended, &weights.attention_out_norm, base.eps)?)?;
@@ -262,15 +282,21 @@ impl Pass {
     }
 
     /// Attention while training: prefixes stand before each sequence's keys.
-    fn attend(&self, base: &Base, layer: usize, h: &Tensor, [q, k, v]: [&Tensor; 3]) -> Result<Tensor> {
-        let (prefixes, shape) = (self.prefixes(layer)?, &base.layers[layer].attention);
+    fn attend(
+        &self,
+        base: &Base,
+        (layer, prefixes): (usize, &[Option<Prefix>]),
+        h: &Tensor,
+        [q, k, v]: [&Tensor; 3],
+    ) -> Result<Tensor> {
+        let shape = &base.layers[layer].attention;
         if prefixes.iter().all(Option::is_none) {
             let span = |rows: &Range<usize>| Span { queries: rows.clone(), keys: rows.clone(), prefix: 0 };
             let spans = Arc::new(self.rows.iter().map(span).collect());
             return ops::attention(q, k, v, shape, &spans);
         }
         let mut outputs = Vec::new();
-        for (group, prefix) in self.groups.iter().zip(&prefixes) {
+        for (group, prefix) in self.groups.iter().zip(prefixes) {
             let gate = self.gate(layer, group, h)?;
             let (mut ks, mut vs, mut spans, mut end) = (Vec::new(), Vec::new(), Vec::new(), 0);
             for rows in &self.rows[group.sequences.clone()] {
@@ -299,15 +325,14 @@ impl Pass {
         &self,
         base: &Base,
         batch: &mut Batch,
-        layer: usize,
+        (layer, prefixes): (usize, &[Option<Prefix>]),
         h: &Tensor,
         [q, k, v]: [&Tensor; 3],
     ) -> Result<Tensor> {
         let shape = &base.layers[layer].attention;
         let kv = shape.kv_heads * shape.head_dim;
-        let prefixes = self.prefixes(layer)?;
         let mut spans = Vec::with_capacity(self.rows.len());
-        for (group, prefix) in self.groups.iter().zip(&prefixes) {
+        for (group, prefix) in self.groups.iter().zip(prefixes) {
             for i in group.sequences.clone() {
                 let Some(cache) = batch.sequences[i].cache.as_deref_mut() else { continue };
                 if let Some((k, v)) = prefix.as_ref().filter(|_| cache.tokens == 0) {
@@ -346,7 +371,7 @@ impl Pass {
         join(outputs)
     }
 
-    fn prefixes(&self, layer: usize) -> Result<Vec<Option<(Tensor, Tensor)>>> {
+    pub fn prefixes(&self, layer: usize) -> Result<Vec<Option<Prefix>>> {
         self.groups.iter().map(|g| g.active().map_or(Ok(None), |hook| hook.prefix(layer))).collect()
     }
 

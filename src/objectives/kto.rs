@@ -48,7 +48,7 @@ impl Objective for KtoSpec {
             }
         };
         let reference = score_only(models.base, models.reference, &texts)?;
-        let scored = score(models.base, Some(&hook), &texts)?;
+        let scored = score(models, Some(&hook), &texts)?;
         let mut figures = Figures::default();
         figures.add("kl", z);
         let (mut value, mut slopes) = (0.0, Vec::with_capacity(texts.len()));

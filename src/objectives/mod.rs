@@ -13,7 +13,7 @@ pub mod score;
 pub mod simpo;
 pub mod supervised;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 
 use candle_core::{Result, Tensor};
 
@@ -21,7 +21,7 @@ use crate::{
     data::Row,
     domain::ObjectiveSpec,
     methods::Trainable,
-    model::{Base, Hook},
+    model::{Base, Batch, Hook, Tape},
 };
 
 /// What a pass runs on.
@@ -33,8 +33,17 @@ pub struct Models<'a> {
     pub reference: Option<&'a Arc<dyn Hook>>,
     /// The key of this pass's random numbers while training, none while evaluating.
     pub train: Option<u64>,
+    /// Where passes with gradients are noted.
+    pub tape: &'a RefCell<Tape>,
     /// The longest text, in tokens.
     pub limit: usize,
+}
+
+impl Models<'_> {
+    /// Hidden rows with gradients.
+    pub fn forward(&self, batch: Batch) -> Result<Tensor> {
+        self.tape.borrow_mut().forward(self.base, batch)
+    }
 }
 
 /// One term of the loss over some rows, not yet divided.

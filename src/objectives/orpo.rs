@@ -33,7 +33,7 @@ impl Objective for OrpoSpec {
         let read: Vec<Example> =
             (answers.iter().enumerate()).map(|(i, text)| if i < n { whole(text) } else { (*text).clone() }).collect();
         let hook = models.method.hook(None)?;
-        let scored = score(models.base, Some(&hook), &read.iter().collect::<Vec<_>>())?;
+        let scored = score(models, Some(&hook), &read.iter().collect::<Vec<_>>())?;
         // Of each token that was scored: 1 in an answer, 0 in a prompt.
         let masks: Vec<Vec<f64>> = (answers.iter().zip(&read))
             .map(|(answer, read)| {

@@ -76,7 +76,7 @@ pub fn alone(models: &Models, rows: &[&Row], judge: impl Fn([Side; 2]) -> Verdic
 
 fn judged(models: &Models, pairs: &[&Pair], reference: &[f64], judge: impl Fn([Side; 2]) -> Verdict) -> Result<Found> {
     let hook = models.method.hook(None)?;
-    let scored = score(models.base, Some(&hook), &texts(pairs))?;
+    let scored = score(models, Some(&hook), &texts(pairs))?;
     let side = |i: usize| Side {
         log_prob: scored.texts[i].iter().sum(),
         reference: reference[i],

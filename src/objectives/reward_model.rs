@@ -14,7 +14,7 @@ use super::{
 use crate::{
     data::{Example, Row},
     domain::spec::RewardModelSpec,
-    model::{Base, Batch, Hook, Sequence},
+    model::{Batch, Hook, Sequence},
 };
 
 impl Objective for RewardModelSpec {
@@ -31,7 +31,7 @@ impl Objective for RewardModelSpec {
         let pairs = pairs(rows);
         let n = pairs.len();
         let hook = models.method.hook(None)?;
-        let scores = scores(models.base, &hook, &texts(&pairs))?;
+        let scores = scores(models, &hook, &texts(&pairs))?;
         let values: Vec<f64> = scores.to_vec1::<f32>()?.into_iter().map(f64::from).collect();
         let (mut value, mut slopes) = (0.0, vec![0f32; 2 * n]);
         let mut figures = Figures::default();
@@ -50,15 +50,15 @@ impl Objective for RewardModelSpec {
 }
 
 /// The scores of texts, `(texts)`, with gradients; dropout is off.
-fn scores(base: &Base, hook: &Arc<dyn Hook>, texts: &[&Example]) -> Result<Tensor> {
+fn scores(models: &Models, hook: &Arc<dyn Hook>, texts: &[&Example]) -> Result<Tensor> {
     let sequences = texts.iter().map(|text| Sequence { tokens: &text.ids, hook: Some(hook.clone()), cache: None });
-    let hidden = base.forward(&mut Batch { sequences: sequences.collect(), train: None })?;
+    let hidden = models.forward(Batch { sequences: sequences.collect(), train: None })?;
     let ends = texts.iter().scan(0, |end, text| {
         *end += text.ids.len() as u32;
         Some(*end - 1)
     });
     let last = hidden.index_select(&Tensor::new(ends.collect::<Vec<_>>(), &Device::Cpu)?, 0)?;
-    base.logits(&last, Some(hook.as_ref()))?.squeeze(1)
+    models.base.logits(&last, Some(hook.as_ref()))?.squeeze(1)
 }
 
 /// The loss of a pair of scores and its slopes.

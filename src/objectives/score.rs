@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 
-use super::supervised;
+use super::{Models, supervised};
 use crate::{
     data::Example,
-    model::{Base, Batch, Hook, Sequence},
+    model::{Base, Batch, Hook, Keep, Sequence, Tape},
 };
 
 /// What one model says of some texts.
@@ -41,16 +41,17 @@ impl Scored {
 }
 
 /// Texts under the base with this adapter, or without one; dropout is off.
-pub fn score(base: &Base, hook: Option<&Arc<dyn Hook>>, texts: &[&Example]) -> Result<Scored> {
+pub fn score(models: &Models, hook: Option<&Arc<dyn Hook>>, texts: &[&Example]) -> Result<Scored> {
     let sequences = texts.iter().map(|text| Sequence { tokens: &text.ids, hook: hook.cloned(), cache: None });
-    let hidden = base.forward(&mut Batch { sequences: sequences.collect(), train: None })?;
-    read(base, hook, texts, &hidden)
+    let hidden = models.forward(Batch { sequences: sequences.collect(), train: None })?;
+    read(models.base, hook, texts, &hidden)
 }
 
 /// The same as numbers only: nothing is kept for a backward pass.
 pub fn score_only(base: &Base, hook: Option<&Arc<dyn Hook>>, texts: &[&Example]) -> Result<Vec<f64>> {
     let sequences = texts.iter().map(|text| Sequence { tokens: &text.ids, hook: hook.cloned(), cache: None });
-    let hidden = base.forward(&mut Batch { sequences: sequences.collect(), train: None })?;
+    let batch = Batch { sequences: sequences.collect(), train: None };
+    let hidden = Tape::new(Keep::LayerInputs).forward(base, batch)?;
     Ok(read(base, hook, texts, &hidden.detach())?.sums())
 }
 

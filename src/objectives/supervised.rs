@@ -22,7 +22,7 @@ impl Objective for SupervisedSpec {
         let hook = models.method.hook(models.train)?;
         let sequences =
             texts.iter().map(|text| Sequence { tokens: &text.ids, hook: Some(hook.clone()), cache: None }).collect();
-        let hidden = models.base.forward(&mut Batch { sequences, train: models.train })?;
+        let hidden = models.forward(Batch { sequences, train: models.train })?;
         let targets = targets(texts.iter().map(|text| text.labels.as_slice()));
         let found = models.base.cross_entropy(&hidden, &targets, Some(hook.as_ref()))?;
         let term = Term { value: f64::from(found.loss.to_scalar::<f32>()?), gradient: found.loss };

@@ -53,21 +53,31 @@ struct Wanted<'a> {
 const UNSUPPORTED: [Unsupported; 1] =
     [Unsupported { name: "integrations", neutral: |value| value.as_array().is_some_and(Vec::is_empty) }];
 
+/// A request that was checked: what it would queue, and on what.
+pub(super) struct Planned {
+    pub job: Job,
+    pub model: Model,
+}
+
+fn checked(mut body: Map<String, Value>) -> Result<Body, Problem> {
+    refuse_unsupported(&mut body, &UNSUPPORTED)?;
+    read(body)
+}
+
 impl Service {
     /// Checks a request and, unless it is a dry run, queues its job.
     pub async fn create_job(
         &self,
         caller: &Caller,
         idempotency_key: Option<String>,
-        mut body: Map<String, Value>,
+        body: Map<String, Value>,
     ) -> Result<Job, Problem> {
         let content = serde_json::to_string(&body).map_err(Problem::internal)?;
         let once = remembered(idempotency_key, "jobs", &content);
-        refuse_unsupported(&mut body, &UNSUPPORTED)?;
-        let body: Body = read(body)?;
         let project = &caller.project;
+        let body = checked(body)?;
         let work = async {
-            let job = self.plan(caller, &body).await?;
+            let job = self.plan(caller, &body).await?.job;
             if !body.dry_run.unwrap_or(false) {
                 self.db.insert_job(&caller.key, &job, once.as_ref()).await?;
                 self.wake.notify_one();
@@ -77,7 +87,12 @@ impl Service {
         self.once(project, once.as_ref(), work).await
     }
 
-    async fn plan(&self, caller: &Caller, body: &Body) -> Result<Job, Problem> {
+    /// What a request would queue.
+    pub(super) async fn planned(&self, caller: &Caller, body: Map<String, Value>) -> Result<Planned, Problem> {
+        self.plan(caller, &checked(body)?).await
+    }
+
+    async fn plan(&self, caller: &Caller, body: &Body) -> Result<Planned, Problem> {
         let project = caller.project.as_str();
         if let Some(metadata) = &body.metadata {
             check_metadata(metadata)?;
@@ -97,7 +112,9 @@ impl Service {
             }
             (None, new) => new,
         };
-        let mut adapter = self.adapter_spec(&model, body.adapter.as_ref(), &objective).await?;
+        let is_auto = body.adapter.as_ref().map_or(Ok(false), MethodSpec::is_auto)? && model.adapter.is_none();
+        let asked = body.adapter.as_ref().filter(|_| !is_auto);
+        let mut adapter = self.adapter_spec(&model, asked, &objective).await?;
         adapter.check(base)?;
         let request = TrainingRequest::from_json(body.training.as_ref().unwrap_or(&Value::Null), &hyper)?;
         // Ranges first, so that a wrong number does not wait for the data.
@@ -125,7 +142,7 @@ impl Service {
             // JSON numbers of other languages are exact to 2^53.
             seed: in_range("seed", body.seed.unwrap_or(42), 0, 1 << 53)?,
         };
-        Ok(Job {
+        let mut job = Job {
             id: id::new("ftjob-"),
             project: project.to_owned(),
             created_at: now(),
@@ -147,7 +164,12 @@ impl Service {
             fence: 0,
             barren_attempts: 0,
             estimated_finish: None,
-        })
+        };
+        if is_auto {
+            job.spec.adapter = self.best(&model, &job).await?;
+            job.spec.training = Training::resolve(&request, &job.spec.adapter, base, report.usable_rows)?;
+        }
+        Ok(Planned { job, model })
     }
 
     /// The file that is named, or one made of feedback, in the format that the objective trains on.

@@ -2,10 +2,12 @@
 //! in and out. No HTTP.
 
 pub mod adapters;
+mod advice;
 pub mod catalogue;
 pub mod chat;
 mod classify;
 pub mod embed;
+pub mod estimate;
 pub mod feedback;
 pub mod fields;
 pub mod files;
@@ -43,4 +45,6 @@ pub struct Service {
     pub max_upload: u64,
     /// Days that answers are kept whose requests ask for it; 0 keeps none.
     pub retention_days: u32,
+    /// Bytes that a job may take; none asks the machine.
+    pub memory_limit: Option<u64>,
 }

@@ -1,6 +1,10 @@
 //! What a run needs to go on bit for bit: the adapter in PEFT's files (to serve), `trainer.json`, and
 //! `trainer.safetensors` with every variable (`w.`), its moments (`m.`, `v.`) and the method's own state (`s.`).
+//! Of moments in 8 bits, the scales of their blocks stand there, and `trainer.bin` has the codes: one variable behind
+//! another, `m` before `v`.
 //! Order and random numbers are functions of the seed and the step, so the step is the cursor.
+
+use std::borrow::Cow;
 
 use candle_core::{Tensor, Var};
 use serde::{Deserialize, Serialize};
@@ -9,18 +13,19 @@ use sha2::{Digest, Sha256};
 
 use super::{
     TrainError,
-    optim::{AdamW, Moments},
+    optim::{AdamW, BLOCK, Moments},
 };
 use crate::{
     data::Row,
     domain::{BaseInfo, Metrics, Snapshot, TrainSpec},
-    methods::{Named, Trainable, file},
+    methods::{Trainable, file},
 };
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 const STATE: &str = "trainer.json";
 const TENSORS: &str = "trainer.safetensors";
+const CODES: &str = "trainer.bin";
 
 /// What a run is: a checkpoint belongs to exactly one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -102,21 +107,41 @@ pub fn write(
     let adapter = method.export()?;
     let state = State { identity: identity.clone(), progress: progress.clone() };
     let state = serde_json::to_vec_pretty(&state).map_err(|error| TrainError::Checkpoint(error.to_string()))?;
-    let mut tensors: Vec<Named> = Vec::with_capacity(3 * variables.len());
+    let mut tensors: Vec<(String, Vec<usize>, Cow<[f32]>)> = Vec::with_capacity(3 * variables.len());
+    let mut codes = Vec::new();
     for ((name, variable), moments) in variables.iter().zip(&optimiser.moments) {
-        let values = variable.flatten_all()?.to_vec1()?;
-        for (kind, values) in [("w", values), ("m", moments.m.clone()), ("v", moments.v.clone())] {
-            tensors.push((format!("{kind}.{name}"), variable.dims().to_vec(), values));
-        }
+        tensors.push((format!("w.{name}"), variable.dims().to_vec(), variable.flatten_all()?.to_vec1()?.into()));
+        let (m, v) = match moments {
+            Moments::Full { m, v } => (m, v),
+            Moments::Blockwise { m, v } => {
+                codes.extend_from_slice(&m.codes);
+                codes.extend_from_slice(&v.codes);
+                (&m.scales, &v.scales)
+            }
+        };
+        let shape = moments_shape(variable, moments);
+        tensors.push((format!("m.{name}"), shape.clone(), m.into()));
+        tensors.push((format!("v.{name}"), shape, v.into()));
     }
-    tensors.extend(method.state().into_iter().map(|(name, shape, values)| (format!("s.{name}"), shape, values)));
-    let files = vec![
+    tensors.extend(method.state().into_iter().map(|(name, shape, values)| (format!("s.{name}"), shape, values.into())));
+    let mut files = vec![
         (CONFIG.to_owned(), adapter.config),
         (WEIGHTS.to_owned(), adapter.weights),
         (STATE.to_owned(), state),
         (TENSORS.to_owned(), file::tensor_bytes(&tensors)),
     ];
+    if !codes.is_empty() {
+        files.push((CODES.to_owned(), codes));
+    }
     Ok(Snapshot { step: progress.step, files })
+}
+
+/// The shape of `m.` and `v.`: the variable's, or one scale a block.
+fn moments_shape(variable: &Var, moments: &Moments) -> Vec<usize> {
+    match moments {
+        Moments::Full { .. } => variable.dims().to_vec(),
+        Moments::Blockwise { .. } => vec![variable.elem_count().div_ceil(BLOCK)],
+    }
 }
 
 /// The state of a checkpoint that belongs to this run.
@@ -142,20 +167,42 @@ pub fn restore(
 ) -> Result<(), TrainError> {
     let bytes = file(snapshot, TENSORS)?;
     let state = file::shapes(bytes)?.into_iter().filter(|(name, _)| name.starts_with("s."));
-    let mut names: Vec<(String, Vec<usize>)> = variables
-        .iter()
-        .flat_map(|(name, variable)| ["w", "m", "v"].map(|kind| (format!("{kind}.{name}"), variable.dims().to_vec())))
+    let all = || variables.iter().zip(&optimiser.moments);
+    let mut names: Vec<(String, Vec<usize>)> = all()
+        .flat_map(|((name, variable), moments)| {
+            let shape = moments_shape(variable, moments);
+            let of = |kind: &str, shape: Vec<usize>| (format!("{kind}.{name}"), shape);
+            [of("w", variable.dims().to_vec()), of("m", shape.clone()), of("v", shape)]
+        })
         .collect();
     names.extend(state);
+    let is_coded = all().any(|(_, moments)| matches!(moments, Moments::Blockwise { .. }));
+    let mut codes = if is_coded { file(snapshot, CODES)? } else { &[] };
     let mut values = file::tensors(bytes, &names)?.into_iter();
     for ((_, variable), moments) in variables.iter().zip(&mut optimiser.moments) {
         let (Some(w), Some(m), Some(v)) = (values.next(), values.next(), values.next()) else { break };
         variable.set(&Tensor::from_vec(w, variable.shape(), variable.device())?)?;
-        *moments = Moments { m, v };
+        match moments {
+            Moments::Full { m: old_m, v: old_v } => (*old_m, *old_v) = (m, v),
+            Moments::Blockwise { m: old_m, v: old_v } => {
+                for (old, scales) in [(old_m, m), (old_v, v)] {
+                    let own = codes.split_off(..old.codes.len()).ok_or_else(|| short(CODES))?;
+                    old.codes.copy_from_slice(own);
+                    old.scales = scales;
+                }
+            }
+        }
+    }
+    if !codes.is_empty() {
+        return Err(TrainError::Checkpoint(format!("{CODES} of the checkpoint is {} bytes too long", codes.len())));
     }
     let state = names.drain(3 * variables.len()..).zip(values);
     let state = state.map(|((name, shape), values)| (name["s.".len()..].to_owned(), shape, values));
     Ok(method.restore(state.collect())?)
+}
+
+fn short(name: &str) -> TrainError {
+    TrainError::Checkpoint(format!("{name} of the checkpoint is too short"))
 }
 
 fn file<'a>(snapshot: &'a Snapshot, name: &str) -> Result<&'a [u8], TrainError> {

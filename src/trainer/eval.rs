@@ -20,6 +20,7 @@ pub fn evaluate(
     let (mut correct, mut trained) = (0, 0);
     for (i, batch) in rows.chunks(batch_size).enumerate() {
         let found = objective.pass(models, batch)?;
+        models.tape.borrow_mut().clear();
         let counts = objective.counts(batch);
         sums.resize(counts.len(), (0.0, 0.0));
         for ((sum, units), (term, count)) in sums.iter_mut().zip(found.terms.iter().zip(counts)) {

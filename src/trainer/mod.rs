@@ -1,7 +1,9 @@
 //! The one loop. Synchronous: data in, observer out. No database, no store, no async.
 
 mod checkpoint;
+mod estimate;
 mod eval;
+mod gradient;
 mod optim;
 mod order;
 mod plan;
@@ -19,6 +21,8 @@ use crate::{
     methods::{AdapterFiles, MethodError},
     model::Base,
 };
+
+pub use estimate::{estimate, speed};
 
 /// What a run works on.
 pub struct Run<'a> {
@@ -79,7 +83,10 @@ const STACK: usize = 256 << 20;
 /// Trains to the end, or until the observer says otherwise. Runs on a thread of its own with a large stack, and
 /// returns when that has ended.
 pub fn train(run: Run, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
-    let work = || steps::Loop::prepare(&run, observer)?.run(observer);
+    on_a_large_stack(|| steps::Loop::prepare(&run, observer)?.run(observer))
+}
+
+fn on_a_large_stack<T: Send>(work: impl FnOnce() -> Result<T, TrainError> + Send) -> Result<T, TrainError> {
     thread::scope(|scope| {
         let thread = thread::Builder::new().name("train".to_owned()).stack_size(STACK);
         let handle = thread.spawn_scoped(scope, work).map_err(|error| TrainError::Observer(error.into()))?;

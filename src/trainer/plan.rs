@@ -9,7 +9,7 @@ pub struct Plan {
     pub total_steps: u64,
     rows: usize,
     rows_per_step: usize,
-    steps_per_epoch: u64,
+    pub steps_per_epoch: u64,
 }
 
 impl Plan {

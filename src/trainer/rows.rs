@@ -6,6 +6,8 @@ use crate::{data::Row, domain::Observer};
 pub struct Rows<'a> {
     pub train: Vec<&'a Row>,
     pub valid: Vec<&'a Row>,
+    /// Of the training rows, how many `valid` has.
+    pub held_out: usize,
 }
 
 impl<'a> Rows<'a> {
@@ -15,8 +17,10 @@ impl<'a> Rows<'a> {
         let training = &run.spec.training;
         let mut train = usable(run, run.train, "training", observer)?;
         let mut valid = usable(run, run.valid, "validation", observer)?;
+        let mut held_out = 0;
         if run.valid.is_empty() && training.validation_split > 0.0 {
             let (kept, held) = order::holdout(run.spec.seed, training.validation_split, train.len());
+            held_out = held.len();
             valid = held.into_iter().map(|row| train[row]).collect();
             train = kept.into_iter().map(|row| train[row]).collect();
         }
@@ -28,7 +32,7 @@ impl<'a> Rows<'a> {
             let text = "early stopping needs validation rows; there are none, so the run goes to its end";
             observer.message("warn", text).map_err(TrainError::Observer)?;
         }
-        Ok(Self { train, valid })
+        Ok(Self { train, valid, held_out })
     }
 }
 

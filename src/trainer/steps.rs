@@ -1,14 +1,15 @@
 //! The loop itself: from rows to optimiser steps, evaluations and checkpoints.
 
-use std::{sync::Arc, time::Instant};
+use std::{cell::RefCell, sync::Arc, time::Instant};
 
-use candle_core::Var;
+use candle_core::{Var, backprop::GradStore};
 
 use super::{
     Outcome, Run, TrainError, checkpoint,
     checkpoint::{Identity, Progress},
     eval::evaluate,
-    optim::{AdamW, Gradient, Step},
+    gradient::Gradient,
+    optim::{AdamW, Step},
     order,
     plan::Plan,
     rows::Rows,
@@ -16,9 +17,9 @@ use super::{
 };
 use crate::{
     data::Row,
-    domain::{Control, Metrics, Observer, TrainSpec, spec::Precision},
+    domain::{Control, Metrics, Observer, TrainSpec, Training, spec::Precision},
     methods::{self, Start, Stepped, Trainable},
-    model::{Base, Compute, Hook},
+    model::{Base, Compute, Hook, Keep, Tape},
     objectives::{self, Figures, Models, Objective},
 };
 
@@ -27,6 +28,7 @@ const NO_WRITER: &str = "the adapter gives scores; only reward_model can train i
 pub struct Loop<'a> {
     spec: &'a TrainSpec,
     base: Arc<Base>,
+    keep: Keep,
     rows: Rows<'a>,
     plan: Plan,
     identity: Identity,
@@ -54,43 +56,26 @@ impl<'a> Loop<'a> {
         let rows = Rows::choose(run, observer)?;
         let identity = Identity::new(run.spec, info, &rows.train, &rows.valid);
         let plan = Plan::new(&run.spec.training, rows.train.len());
-        let mut method = match run.start {
-            Some(files) => methods::resume(files, &run.base)?,
-            None => {
-                let (seed, total_steps) = (run.spec.seed, plan.total_steps);
-                let start = Start { base: &run.base, seed, total_steps, tokenize: &|text| (run.tokenize)(text) };
-                methods::create(&run.spec.adapter, &start)?
-            }
-        };
+        let mut method = method(run, &plan)?;
         let objective = objectives::of(&run.spec.objective);
-        let is_scored = run.start.map_or(Ok(false), methods::score::is_scored)?;
-        match (objective.has_score(), is_scored) {
-            (true, false) => method = methods::score::fresh(method, &run.base, run.spec.seed)?,
-            (false, true) => return Err(TrainError::Data(NO_WRITER.to_owned())),
-            _ => {}
-        }
         let reference = match run.start.filter(|_| objective.has_reference()) {
             Some(files) => Some(methods::load(files, &run.base.computing(Compute::F32))?),
             None => None,
         };
         let variables = method.variables();
-        let mut optimiser = AdamW::new(&variables, run.spec.training.weight_decay);
+        let mut optimiser = AdamW::new(&variables, run.spec.training.optimizer, run.spec.training.weight_decay);
         let mut progress = Progress { total_steps: plan.total_steps, ..Progress::default() };
         progress.metrics.total_steps = plan.total_steps;
         if let Some(snapshot) = run.resume {
             progress = checkpoint::progress(snapshot, &identity)?;
             checkpoint::restore(snapshot, method.as_mut(), &variables, &mut optimiser)?;
         }
-        let compute = match run.spec.training.precision {
-            Precision::Auto => run.base.auto_compute(),
-            Precision::F32 => Compute::F32,
-            Precision::Bf16 => Compute::Bf16,
-        };
-        let (spec, base) = (run.spec, run.base.computing(compute));
+        let (spec, base, keep) = (run.spec, run.base.computing(compute(run)), keep(&run.spec.training));
         let resumed = run.resume.is_some();
         Ok(Self {
             spec,
             base,
+            keep,
             rows,
             plan,
             identity,
@@ -205,7 +190,8 @@ impl<'a> Loop<'a> {
         let share = 1.0 / rows.len().div_ceil(self.plan.batch_size) as f64;
         for (i, micro) in rows.chunks(self.plan.batch_size).enumerate() {
             let key = order::pass_key(self.spec.seed, index, i as u64);
-            let found = self.objective.pass(&self.models(Some(key)), micro)?;
+            let tape = RefCell::new(Tape::new(self.keep));
+            let found = self.objective.pass(&self.models(Some(key), &tape), micro)?;
             let mut parts = Vec::with_capacity(counts.len() + 1);
             for (term, count) in found.terms.iter().zip(&counts) {
                 if !term.value.is_finite() {
@@ -229,24 +215,27 @@ impl<'a> Loop<'a> {
             passes.figures.merge(found.figures);
             let sum = parts.into_iter().map(Ok).reduce(|sum, part| sum? + part?);
             if let Some(sum) = sum {
-                passes.gradient.add(&self.variables, &sum?.backward()?)?;
+                let take = |found: &GradStore| passes.gradient.add(&self.variables, found);
+                tape.into_inner().backward(&self.base, &sum?, take)?;
             }
         }
         Ok(passes)
     }
 
-    fn models(&self, train: Option<u64>) -> Models<'_> {
+    fn models<'m>(&'m self, train: Option<u64>, tape: &'m RefCell<Tape>) -> Models<'m> {
         Models {
             base: &self.base,
             method: self.method.as_ref(),
             reference: self.reference.as_ref(),
             train,
+            tape,
             limit: self.spec.training.max_seq_len as usize,
         }
     }
 
     fn evaluate(&mut self, metrics: &mut Metrics) -> Result<(), TrainError> {
-        evaluate(self.objective, &self.models(None), &self.rows.valid, self.plan.batch_size, metrics)?;
+        let tape = RefCell::new(Tape::new(self.keep));
+        evaluate(self.objective, &self.models(None, &tape), &self.rows.valid, self.plan.batch_size, metrics)?;
         let Some(loss) = metrics.full_valid_loss else { return Ok(()) };
         if !loss.is_finite() {
             return Err(diverged("validation loss", loss, metrics.step));
@@ -265,6 +254,36 @@ impl<'a> Loop<'a> {
         let snapshot = checkpoint::write(&self.identity, &self.progress, method, &self.variables, &self.optimiser)?;
         observer.checkpoint(snapshot, &self.progress.metrics).map_err(TrainError::Observer)
     }
+}
+
+/// The run's adapter at its start, with a score head where the objective trains one.
+pub fn method(run: &Run, plan: &Plan) -> Result<Box<dyn Trainable>, TrainError> {
+    let method = match run.start {
+        Some(files) => methods::resume(files, &run.base)?,
+        None => {
+            let (seed, total_steps) = (run.spec.seed, plan.total_steps);
+            let start = Start { base: &run.base, seed, total_steps, tokenize: &|text| (run.tokenize)(text) };
+            methods::create(&run.spec.adapter, &start)?
+        }
+    };
+    let is_scored = run.start.map_or(Ok(false), methods::score::is_scored)?;
+    match (objectives::of(&run.spec.objective).has_score(), is_scored) {
+        (true, false) => Ok(methods::score::fresh(method, &run.base, run.spec.seed)?),
+        (false, true) => Err(TrainError::Data(NO_WRITER.to_owned())),
+        _ => Ok(method),
+    }
+}
+
+pub fn compute(run: &Run) -> Compute {
+    match run.spec.training.precision {
+        Precision::Auto => run.base.auto_compute(),
+        Precision::F32 => Compute::F32,
+        Precision::Bf16 => Compute::Bf16,
+    }
+}
+
+pub fn keep(training: &Training) -> Keep {
+    if training.gradient_checkpointing { Keep::LayerInputs } else { Keep::Everything }
 }
 
 fn diverged(what: &str, value: f64, step: u64) -> TrainError {

@@ -1,18 +1,9 @@
-use std::{collections::BTreeSet, sync::Arc};
+use std::collections::BTreeSet;
 
 use candle_core::{Device, Tensor, Var};
 
-use super::{
-    optim::{AdamW, Gradient, Step},
-    order,
-    plan::Plan,
-    schedule::learning_rate,
-};
-use crate::{
-    domain::{BaseInfo, MethodSpec, Training, TrainingRequest, spec::Schedule},
-    methods::{AdapterFiles, MethodError, Trainable},
-    model::{Frozen, Hook},
-};
+use super::{gradient::Gradient, order, plan::Plan, schedule::learning_rate};
+use crate::domain::{BaseInfo, MethodSpec, Training, TrainingRequest, spec::Schedule};
 
 fn training() -> Training {
     let base = BaseInfo {
@@ -75,51 +66,10 @@ fn each_epoch_uses_each_row_once() {
     assert_eq!(Plan::new(&short, 13).total_steps, 4);
 }
 
-/// A method without wishes of its own.
-struct Plain;
-
-impl Trainable for Plain {
-    fn hook(&self, _: Option<u64>) -> candle_core::Result<Arc<dyn Hook>> {
-        Ok(Arc::new(Frozen))
-    }
-
-    fn variables(&self) -> Vec<(String, Var)> {
-        Vec::new()
-    }
-
-    fn export(&self) -> Result<AdapterFiles, MethodError> {
-        Ok(AdapterFiles::default())
-    }
-}
-
-/// Against the formula in double precision.
 #[test]
-fn adamw_follows_the_formula() {
-    let start = [0.3f32, -1.2, 2.5];
-    let gradients = [[0.1f32, -0.4, 0.02], [-0.3, -0.5, 0.07]];
-    let (rate, decay) = (0.01f64, 0.1f64);
-    let variable = Var::from_tensor(&Tensor::new(&start, &Device::Cpu).unwrap()).unwrap();
+fn gradients_add_up_and_are_clipped() {
+    let variable = Var::from_tensor(&Tensor::new(&[0.3f32, -1.2, 2.5], &Device::Cpu).unwrap()).unwrap();
     let variables = vec![("w".to_owned(), variable.clone())];
-    let mut adam = AdamW::new(&variables, decay);
-    let (mut w, mut m, mut v) = (start.map(f64::from), [0f64; 3], [0f64; 3]);
-    for (t, values) in gradients.iter().enumerate() {
-        let loss = (variable.as_tensor() * Tensor::new(values, &Device::Cpu).unwrap()).unwrap().sum_all().unwrap();
-        let mut gradient = Gradient::zero(&variables);
-        gradient.add(&variables, &loss.backward().unwrap()).unwrap();
-        assert_eq!(gradient.values[0], values);
-        let t = t as u64 + 1;
-        adam.update(&variables, &gradient, Step { t, rate }, &Plain).unwrap();
-        for i in 0..3 {
-            let g = f64::from(values[i]);
-            m[i] = 0.9 * m[i] + 0.1 * g;
-            v[i] = 0.999 * v[i] + 0.001 * g * g;
-            let (mean, square) = (m[i] / (1.0 - 0.9f64.powf(t as f64)), v[i] / (1.0 - 0.999f64.powf(t as f64)));
-            w[i] = w[i] * (1.0 - rate * decay) - rate * mean / (square.sqrt() + 1e-8);
-        }
-    }
-    let got = variable.to_vec1::<f32>().unwrap();
-    assert!(got.iter().zip(w).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-6), "{got:?} {w:?}");
-
     let mut gradient = Gradient::zero(&variables);
     let loss = (variable.as_tensor() * 2.0).unwrap().sum_all().unwrap();
     gradient.add(&variables, &loss.backward().unwrap()).unwrap();

@@ -3,6 +3,7 @@
 mod access;
 mod bad_input;
 mod embeddings;
+mod estimate;
 mod feedback;
 mod fold;
 mod format;

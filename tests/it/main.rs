@@ -8,6 +8,7 @@ mod crash;
 mod data;
 mod db;
 mod dora;
+mod estimate;
 mod experts;
 mod formats;
 mod golden;
@@ -24,6 +25,11 @@ mod quantised;
 mod sdk;
 mod storage;
 mod support;
+mod tape;
 mod text;
 mod trainer;
 mod virtual_tokens;
+
+/// Tests of memory ask it.
+#[global_allocator]
+static ALLOCATOR: support::counting::Counting = support::counting::Counting;

@@ -212,7 +212,9 @@ fn first_losses_and_gradients_are_trls() {
         let method = methods::resume(&files, &base).unwrap();
         let continued = methods::load(&files, &base).unwrap();
         let reference = Some(&continued).filter(|_| case == "dpo_continued");
-        let models = Models { base: &base, method: method.as_ref(), reference, train: Some(1), limit: 64 };
+        let tape = std::cell::RefCell::new(attune::model::Tape::new(attune::model::Keep::Everything));
+        let method = method.as_ref();
+        let models = Models { base: &base, method, reference, train: Some(1), tape: &tape, limit: 64 };
         let mut rows = if name == "kto" { stored_judged() } else { stored_pairs() };
         if case == "reward" {
             rows.iter_mut().for_each(|row| {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use attune::{
     data::{Example, Row},
-    domain::{Control, Snapshot, TrainSpec},
+    domain::{Control, MethodSpec, Snapshot, TrainSpec},
     model::Base,
     trainer::{Outcome, Run, TrainError, total_steps, train},
 };
@@ -73,11 +73,21 @@ fn precision_chooses_the_arithmetic() {
 /// Dropout on, an odd batch, a validation split: from each checkpoint the rest is the same to the last bit.
 #[test]
 fn a_resumed_run_is_the_uninterrupted_one() {
+    // Some tensors have 4096 numbers and more, so that their moments are in 8 bits where that is asked for.
+    let large = json!({"type": "lora", "r": 48, "alpha": 70, "dropout": 0.2, "exclude_modules": ["k_proj", "v_proj"]});
+    resumes(lora(), json!({}));
+    resumes(large.clone(), json!({"optimizer": "adamw_8bit"}));
+    resumes(large, json!({"optimizer": "adamw_8bit", "gradient_checkpointing": true}));
+}
+
+fn resumes(adapter: Value, more: Value) {
     let (base, rows) = (base(), rows(&[12, 7, 9, 5, 14, 6, 8], 4));
-    let training = json!({"n_epochs": 3, "batch_size": 2, "learning_rate": 5e-3, "checkpoint_every": 2,
+    let mut training = json!({"n_epochs": 3, "batch_size": 2, "learning_rate": 5e-3, "checkpoint_every": 2,
                           "lr_scheduler": "cosine", "warmup_ratio": 0.2, "weight_decay": 0.1,
                           "validation_split": 0.15, "early_stopping": {"patience": 50}});
-    let spec = spec(&base, lora(), training);
+    let is_8bit = more.get("optimizer").is_some();
+    training.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let spec = spec(&base, adapter, training);
     let (adapter, whole) = finish(&base, &spec, &rows, From::default());
     assert_eq!(whole.metrics.len() as u64, total_steps(&spec.training, 7, true));
     assert_eq!(total_steps(&spec.training, 7, false), 12);
@@ -89,11 +99,16 @@ fn a_resumed_run_is_the_uninterrupted_one() {
         assert_eq!(bits(&recorder.losses()), bits(&whole.losses()[snapshot.step as usize..]));
         for (ours, theirs) in recorder.snapshots.iter().rev().zip(whole.snapshots.iter().rev()) {
             assert_eq!(file(ours, "trainer.safetensors"), file(theirs, "trainer.safetensors"));
+            assert_eq!(ours.files.iter().any(|(name, _)| name == "trainer.bin"), is_8bit);
+            if is_8bit {
+                assert_eq!(file(ours, "trainer.bin"), file(theirs, "trainer.bin"));
+            }
         }
     }
     // And dropout is really there: without it the losses differ.
     let mut plain = spec.clone();
-    plain.adapter = attune::domain::MethodSpec::from_json(&json!({"r": 3, "alpha": 7})).unwrap();
+    let MethodSpec::Lora(lora) = &mut plain.adapter else { panic!("{:?}", plain.adapter) };
+    lora.lora_dropout = 0.0;
     assert_ne!(finish(&base, &plain, &rows, From::default()).1.losses(), whole.losses());
 }
 
@@ -155,6 +170,18 @@ fn a_checkpoint_of_another_run_is_refused_by_name() {
     let mut lost = snapshot.clone();
     lost.files.retain(|(name, _)| name != "trainer.safetensors");
     assert!(refusal(&original, &rows, &lost).contains("trainer.safetensors is missing"));
+
+    // Codes of another length than the variables'.
+    let eight = json!({"n_epochs": 1, "batch_size": 1, "optimizer": "adamw_8bit"});
+    let eight = spec(&base, json!({"r": 48, "alpha": 70, "exclude_modules": ["k_proj", "v_proj"]}), eight);
+    let (_, recorder) = finish(&base, &eight, &rows, From::default());
+    let with = |change: fn(&mut Vec<u8>)| {
+        let mut snapshot = recorder.snapshots[1].clone();
+        change(&mut snapshot.files.iter_mut().find(|(name, _)| name == "trainer.bin").unwrap().1);
+        refusal(&eight, &rows, &snapshot)
+    };
+    assert!(with(|codes| codes.truncate(100)).contains("trainer.bin of the checkpoint is too short"));
+    assert!(with(|codes| codes.push(0)).contains("trainer.bin of the checkpoint is 1 bytes too long"));
 }
 
 #[test]

@@ -39,7 +39,7 @@ pub use prompt_tuning::{PromptInit, PromptTuningSpec};
 pub use qlora::{QloraSpec, QuantType, Quantization};
 pub use request::{Hyperparameters, TrainingRequest};
 pub use targets::{ALL_LINEAR, Targets};
-pub use training::{EarlyStopping, Precision, Schedule, Training};
+pub use training::{EarlyStopping, Optimizer, Precision, Schedule, Training};
 pub use unipelt::{GateMode, UnipeltSpec};
 
 use super::BaseInfo;
@@ -81,7 +81,7 @@ const METHODS: &[(&str, Read)] = &[
 ];
 
 /// Methods that the wire knows and that cannot be trained yet.
-const PLANNED: &[&str] = &["xlora", "auto"];
+const PLANNED: &[&str] = &["xlora"];
 
 /// A method and its knobs, in PEFT's names. In JSON: `{"type": "lora", "r": 8, …}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -228,6 +228,22 @@ impl MethodSpec {
             let message = format!("unknown method {name}; known are {}, {}", known.join(", "), PLANNED.join(", "));
             SpecError::new("adapter.type", "spec_unknown_type", message)
         })
+    }
+
+    /// Whether a request leaves the choice to the server: `{"type": "auto"}`, which takes no knobs.
+    pub fn is_auto(value: &Value) -> Result<bool, SpecError> {
+        let fields = read::fields(value, "adapter")?;
+        if fields.get("type").and_then(Value::as_str) != Some("auto") {
+            return Ok(false);
+        }
+        match fields.iter().find(|(key, value)| *key != "type" && !value.is_null()) {
+            None => Ok(true),
+            Some((key, _)) => {
+                let param = read::join("adapter", key);
+                let message = format!("unknown field {param}: the type auto takes no knobs");
+                Err(SpecError::new(param, "spec_unknown_field", message))
+            }
+        }
     }
 
     /// Ranges, and what needs the base: rank against shapes, targets that match nothing.

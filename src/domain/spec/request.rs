@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{
-    EarlyStopping, MethodSpec, ObjectiveSpec, Precision, Schedule, SpecError, Training,
+    EarlyStopping, MethodSpec, ObjectiveSpec, Optimizer, Precision, Schedule, SpecError, Training,
     read::{self, fields, join, out_of_range},
 };
 use crate::domain::BaseInfo;
@@ -95,6 +95,8 @@ pub struct TrainingRequest {
     pub early_stopping: Option<EarlyStopping>,
     pub validation_split: Option<f64>,
     pub precision: Option<Precision>,
+    pub optimizer: Option<Optimizer>,
+    pub gradient_checkpointing: Option<bool>,
     /// Read from the hyperparameters only.
     #[serde(skip)]
     pub learning_rate_multiplier: Option<f64>,
@@ -152,6 +154,8 @@ impl Training {
             early_stopping: request.early_stopping.clone(),
             validation_split: request.validation_split.unwrap_or(0.0),
             precision: request.precision.unwrap_or(Precision::Auto),
+            optimizer: request.optimizer.unwrap_or_default(),
+            gradient_checkpointing: request.gradient_checkpointing.unwrap_or(false),
         };
         training.check(context, &request.objective.path()).map_err(|error| match method.virtual_tokens() {
             taken if taken > 0 && error.param == "training.max_seq_len" => SpecError {

@@ -77,11 +77,12 @@ impl Safetensors {
 ///
 /// # Panics
 /// When the values of a tensor are not as many as its shape says: that is the caller's mistake.
-pub fn write(tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Vec<u8> {
+pub fn write<V: AsRef<[f32]>>(tensors: &[(String, Vec<usize>, V)]) -> Vec<u8> {
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".to_owned(), serde_json::json!({"format": "pt"}));
     let mut end = 0;
     for (name, shape, values) in tensors {
+        let values = values.as_ref();
         assert_eq!(shape.iter().product::<usize>(), values.len(), "{name} has another number of values than {shape:?}");
         let start = end;
         end += 4 * values.len();
@@ -94,7 +95,7 @@ pub fn write(tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Vec<u8> {
     bytes.extend((json.len() as u64).to_le_bytes());
     bytes.extend(json);
     for (_, _, values) in tensors {
-        for value in values {
+        for value in values.as_ref() {
             bytes.extend(value.to_le_bytes());
         }
     }

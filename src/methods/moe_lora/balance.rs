@@ -32,19 +32,26 @@ struct Sums {
 /// What the routers of one pass chose.
 pub struct Tally {
     coefficient: f64,
-    sums: Mutex<Sums>,
+    /// None while layers run again for their gradients: nothing counts twice.
+    sums: Option<Mutex<Sums>>,
 }
 
 impl Tally {
     pub fn new(coefficient: f64) -> Self {
-        Self { coefficient, sums: Mutex::default() }
+        Self { coefficient, sums: Some(Mutex::default()) }
     }
 
-    fn sums(&self) -> MutexGuard<'_, Sums> {
-        self.sums.lock().unwrap_or_else(|e| e.into_inner())
+    /// One that notes nothing.
+    pub fn silent() -> Self {
+        Self { coefficient: 0.0, sums: None }
+    }
+
+    fn sums(&self) -> Option<MutexGuard<'_, Sums>> {
+        self.sums.as_ref().map(|sums| sums.lock().unwrap_or_else(|e| e.into_inner()))
     }
 
     pub fn note(&self, balance: Tensor, scores: &Scores, choice: &Choice) {
+        let Some(mut sums) = self.sums() else { return };
         let rows = scores.values.len().max(1) as f64;
         let experts = scores.values.first().map_or(1, Vec::len);
         let mut counts = vec![0usize; experts];
@@ -57,7 +64,6 @@ impl Tally {
         }
         let all = counts.iter().sum::<usize>() as f64;
         let information = |p: &f32| if *p > 0.0 { -f64::from(*p) * f64::from(*p).ln() } else { 0.0 };
-        let mut sums = self.sums();
         sums.balances.push(balance);
         sums.entropy += scores.values.iter().flatten().map(information).sum::<f64>() / rows;
         sums.active += all / rows;
@@ -72,7 +78,7 @@ impl Tally {
 
     /// The mean over routers, times the coefficient.
     pub fn penalty(&self) -> Result<Option<Tensor>> {
-        let sums = self.sums();
+        let Some(sums) = self.sums() else { return Ok(None) };
         if sums.balances.is_empty() || self.coefficient == 0.0 {
             return Ok(None);
         }
@@ -81,7 +87,7 @@ impl Tally {
 
     /// The routers' mean entropy in nats, the experts that a row has at work, and each expert's part of the choices.
     pub fn figures(&self) -> Vec<(String, f64)> {
-        let sums = self.sums();
+        let Some(sums) = self.sums() else { return Vec::new() };
         if sums.balances.is_empty() {
             return Vec::new();
         }

@@ -49,6 +49,10 @@ impl Hook for Linears {
         routing.add(&y, &mixed.experts.each(&routing.gather(x)?, &routing)?)
     }
 
+    fn again(&self) -> Option<Arc<dyn Hook>> {
+        Some(Arc::new(Self { sites: self.sites.clone(), dropout: self.dropout, tally: Tally::silent() }))
+    }
+
     fn penalty(&self) -> Result<Option<Tensor>> {
         self.tally.penalty()
     }

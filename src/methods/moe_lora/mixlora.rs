@@ -86,6 +86,15 @@ impl Hook for MixLora {
         }
     }
 
+    fn again(&self) -> Option<Arc<dyn Hook>> {
+        Some(Arc::new(Self {
+            blocks: self.blocks.clone(),
+            attention: self.attention.clone(),
+            dropout: self.dropout,
+            tally: Tally::silent(),
+        }))
+    }
+
     fn penalty(&self) -> Result<Option<Tensor>> {
         self.tally.penalty()
     }

@@ -5,6 +5,7 @@
 
 mod attention;
 mod cross_entropy;
+mod dropout;
 mod elementwise;
 mod grouped;
 mod linear;
@@ -15,6 +16,7 @@ mod trained;
 
 pub use attention::{Attention, Span, attend_cached, attention};
 pub use cross_entropy::{cross_entropy, dense_cross_entropy};
+pub use dropout::dropout;
 pub use elementwise::{Activation, Rotation, gated, rms_norm, rope};
 pub use grouped::grouped_low_rank;
 pub use linear::frozen_linear;

@@ -249,6 +249,16 @@ fn attention_with_prefixes_windows_and_blocks() {
     }
 }
 
+/// Against a mask that is held, over more than one task's numbers.
+#[test]
+fn dropout_draws_its_mask_twice() {
+    let x = var((67, 96), 21);
+    let stream = crate::domain::rng::Stream::new(5, 9);
+    let mask: Vec<f64> = stream.uniforms(67 * 96).map(|u| if u < 0.3 { 0.0 } else { 1.0 / 0.7 }).collect();
+    let plain = (f64s(&x) * Tensor::from_vec(mask, (67, 96), &CPU).unwrap()).unwrap();
+    agree(&dropout(&x, 0.3, stream).unwrap(), &plain, &[&x], 1e-6, "dropout");
+}
+
 /// A known answer for the plain path itself: equal scores average the visible values.
 #[test]
 fn attention_averages_what_it_sees() {

@@ -1,5 +1,6 @@
 //! What several tests need.
 
+pub mod counting;
 pub mod faulty;
 pub mod gguf;
 pub mod package;

@@ -1,0 +1,51 @@
+//! Dropout that keeps no mask: the backward draws the same one again.
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::{output, slice, tensor, with};
+use crate::domain::rng::Stream;
+
+/// Numbers that one task takes; a multiple of the four that a stream draws at once.
+const CHUNK: usize = 4096;
+
+struct Dropout {
+    p: f64,
+    stream: Stream,
+}
+
+/// `x` with each number dropped with probability `p` and the others scaled by `1/(1−p)`. Which, is the stream's choice
+/// for its place.
+pub fn dropout(x: &Tensor, p: f64, stream: Stream) -> Result<Tensor> {
+    x.contiguous()?.apply_op1(Dropout { p, stream })
+}
+
+impl Dropout {
+    fn apply(&self, x: &[f32]) -> Vec<f32> {
+        let kept = (1.0 / (1.0 - self.p)) as f32;
+        let mut y = vec![0.0; x.len()];
+        y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).enumerate().for_each(|(chunk, (y, x))| {
+            let uniforms = self.stream.uniforms_from((chunk * CHUNK) as u64, x.len());
+            for ((y, x), u) in y.iter_mut().zip(x).zip(uniforms) {
+                // A product, so that what is not finite stays so.
+                *y = x * if f64::from(u) < self.p { 0.0 } else { kept };
+            }
+        });
+        y
+    }
+}
+
+impl CustomOp1 for Dropout {
+    fn name(&self) -> &'static str {
+        "dropout"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        output(self.apply(slice(storage, layout)?), layout.shape().clone())
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        let dx = with([&g.contiguous()?], |[g]| Ok(self.apply(g)))?;
+        Ok(Some(tensor(dx, x.shape())?))
+    }
+}
