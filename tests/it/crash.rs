@@ -1,19 +1,30 @@
 //! SIGKILL in the middle of a job: after a restart it goes on from its last checkpoint, and nothing in its result
 //! tells that it was interrupted. And faults that pass by themselves.
 
+use std::{path::PathBuf, time::Duration};
+
 use serde_json::{Value, json};
 
-use crate::support::server::{BASE, Client, Server};
+use crate::support::{
+    server::{BASE, Client, Server},
+    tiny::Random,
+};
 
 const STEPS: usize = 40;
 
 async fn start_job(client: &Client) -> String {
+    start_job_of(client, STEPS).await
+}
+
+/// Dropout, accumulation, and epochs of six steps, in whose middle checkpoints fall.
+async fn start_job_of(client: &Client, steps: usize) -> String {
     let file = client.file(24).await;
     let body = json!({
         "model": BASE, "training_file": file, "suffix": "crash", "seed": 7,
         "adapter": {"type": "lora", "r": 4, "alpha": 12, "dropout": 0.3},
-        "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 50, "batch_size": 5}}},
-        "training": {"max_steps": STEPS, "checkpoint_every": 4, "learning_rate": 0.01, "validation_split": 0.1},
+        "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1000, "batch_size": 2}}},
+        "training": {"max_steps": steps, "checkpoint_every": 4, "learning_rate": 0.01, "validation_split": 0.1,
+                     "grad_accumulation": 2, "eval_every": 50},
     });
     client.post("/v1/fine_tuning/jobs", &body).await.ok()["id"].as_str().unwrap().to_owned()
 }
@@ -65,6 +76,113 @@ async fn a_killed_job_ends_with_the_same_bytes() {
     assert_eq!(events.iter().filter(resumed).count(), 3, "{events:#?}");
     let numbers: Vec<u64> = events.iter().map(|(id, _)| id.parse().unwrap()).collect();
     assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>(), "events without gaps");
+}
+
+/// A hundred kills at random moments: before a claim, in the middle of a step, while a checkpoint is written.
+#[tokio::test]
+async fn a_hundred_kills_leave_no_trace() {
+    const KILLS: usize = 100;
+    const STEPS: usize = 1200;
+    let quiet = Server::start();
+    let job = start_job_of(&quiet.client(), STEPS).await;
+    let expected = losses(&quiet.client().events(&job, None).await);
+    assert_eq!(expected.len(), STEPS);
+    let whole = generation(&quiet.client(), &quiet.client().end_of(&job).await).await;
+    drop(quiet);
+
+    let mut random = Random(17);
+    let mut server = Server::start();
+    let job = start_job_of(&server.client(), STEPS).await;
+    for kill in 0..KILLS {
+        // Three attempts in a row without a step would fail the job: every other one lives to see some.
+        if kill % 2 == 1 {
+            let client = server.client();
+            let target = step(&client, &job).await + 1 + random.below(6) as u64;
+            while step(&client, &job).await < target {
+                let now = client.get(&format!("/v1/fine_tuning/jobs/{job}")).await.ok();
+                assert!(matches!(now["status"].as_str(), Some("queued" | "running")), "before kill {kill}: {now}");
+            }
+        }
+        tokio::time::sleep(Duration::from_micros(random.below(40_000) as u64)).await;
+        server.kill_and_restart();
+    }
+    let client = server.client();
+    assert!(step(&client, &job).await < STEPS as u64, "the job ended before the last kill");
+    let ended = client.end_of(&job).await;
+    let events = client.events(&job, None).await;
+    assert_eq!(losses(&events), expected);
+    assert_eq!(generation(&client, &ended).await, whole);
+    let resumed: Vec<u64> = events.iter().filter_map(|(_, event)| resumed_from(event)).collect();
+    assert!(resumed.is_sorted() && resumed.len() > KILLS / 3, "{resumed:?}");
+    assert!(
+        resumed.iter().filter(|step| **step % 6 != 0).count() > KILLS / 6,
+        "never in an epoch's middle: {resumed:?}"
+    );
+}
+
+/// The step of the checkpoint that an attempt went on from.
+fn resumed_from(event: &Value) -> Option<u64> {
+    let message = event["message"].as_str()?.strip_prefix("Going on from the checkpoint of step ")?;
+    Some(message.parse().unwrap())
+}
+
+/// The folders of all checkpoints from a step on. What a killed attempt was writing may be among them.
+fn checkpoints_from(server: &Server, job: &str, step: u64) -> Vec<PathBuf> {
+    let inside = |dir: PathBuf| std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let attempts = inside(server.data().join("blobs/checkpoints").join(job));
+    let is_late = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().parse::<u64>().unwrap() >= step;
+    attempts.flat_map(inside).filter(is_late).collect()
+}
+
+/// One damaged part is enough: the checkpoint before is used, an event says so, and the end is the same.
+#[tokio::test]
+async fn a_damaged_checkpoint_is_passed_over() {
+    let quiet = Server::start();
+    let job = start_job(&quiet.client()).await;
+    let expected = losses(&quiet.client().events(&job, None).await);
+    let whole = generation(&quiet.client(), &quiet.client().end_of(&job).await).await;
+    drop(quiet);
+
+    let flip = |bytes: &mut Vec<u8>| {
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+    };
+    let truncate = |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() - 7);
+    let damages: [(&str, fn(&mut Vec<u8>)); 4] = [
+        ("trainer.safetensors", flip),
+        ("trainer.json", truncate),
+        ("adapter_model.safetensors", truncate),
+        ("adapter_config.json", flip),
+    ];
+    let mut server = Server::start();
+    let job = start_job(&server.client()).await;
+    for (i, (name, damage)) in damages.into_iter().enumerate() {
+        let client = server.client();
+        while step(&client, &job).await < 9 * (i as u64 + 1) {
+            tokio::task::yield_now().await;
+        }
+        let newest = client.get(&format!("/v1/fine_tuning/jobs/{job}/checkpoints")).await.ok();
+        server.kill();
+        let newest = newest["data"][0]["step_number"].as_u64().unwrap();
+        for path in checkpoints_from(&server, &job, newest).iter().map(|folder| folder.join(name)) {
+            let Ok(mut bytes) = std::fs::read(&path) else { continue };
+            damage(&mut bytes);
+            std::fs::write(&path, bytes).unwrap();
+        }
+        server.restart();
+    }
+    let client = server.client();
+    let ended = client.end_of(&job).await;
+    let events = client.events(&job, None).await;
+    assert_eq!(losses(&events), expected);
+    assert_eq!(generation(&client, &ended).await, whole);
+    let messages: Vec<&str> = events.iter().filter_map(|(_, event)| event["message"].as_str()).collect();
+    for (name, _) in damages {
+        let is_it = |message: &&str| message.ends_with(&format!("is not used: {name} is damaged"));
+        let at = messages.iter().position(is_it).unwrap_or_else(|| panic!("no event says {name}: {messages:#?}"));
+        let rest = messages[at..].iter().find(|message| !message.contains("is not used"));
+        assert!(rest.unwrap().starts_with("Going on from the checkpoint of step "), "{rest:?}");
+    }
 }
 
 #[tokio::test]

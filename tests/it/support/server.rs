@@ -47,6 +47,11 @@ impl Server {
     /// SIGKILL, and the same server again on the same data.
     pub fn kill_and_restart(&mut self) {
         self.kill();
+        self.restart();
+    }
+
+    /// The same server again, after it was killed.
+    pub fn restart(&mut self) {
         (self.child, self._stdout, self.url) = spawn(&self.data, &self.model, &self.arguments);
     }
 
