@@ -159,6 +159,7 @@ fn recommend(job: &Job, ground: &Ground, chosen: &RunEstimate, available: Option
     let mut found: Vec<(u32, Recommendation)> = MethodSpec::all()
         .into_iter()
         .filter(|method| method.check(base).is_ok())
+        .filter_map(|mut method| method.fit(base, chosen.steps).ok().map(|()| method))
         .filter_map(|method| {
             let (merit, reason) = merit(&method, base, chosen);
             let spec = TrainSpec { adapter: method, ..job.spec.clone() };

@@ -166,8 +166,11 @@ impl Service {
             estimated_finish: None,
         };
         if is_auto {
-            job.spec.adapter = self.best(&model, &job).await?;
-            job.spec.training = Training::resolve(&request, &job.spec.adapter, base, report.usable_rows)?;
+            let mut best = self.best(&model, &job).await?;
+            job.spec.training = Training::resolve(&request, &best, base, report.usable_rows)?;
+            let held_out = body.validation_file.is_none();
+            best.fit(base, trainer::total_steps(&job.spec.training, report.usable_rows as usize, held_out))?;
+            job.spec.adapter = best;
         }
         Ok(Planned { job, model })
     }
