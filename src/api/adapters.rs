@@ -226,3 +226,30 @@ pub async fn download(
     let headers = [(CONTENT_TYPE, "application/octet-stream".to_owned()), (CONTENT_DISPOSITION, name)];
     Ok((headers, bytes).into_response())
 }
+
+/// The base with the adapter merged into its weights, as the files of a Hugging Face directory in F32. The tokenizer is
+/// the base's. A quantised base is merged as its dequantised copy, and where the adapter changes an end of a tied model
+/// the two ends become two tensors. Methods that are no change of weights are refused with the reason.
+#[utoipa::path(post, path = "/v1/adapters/{adapter_id}/merge", operation_id = "mergeAdapter", tag = "adapters",
+    params(("adapter_id" = String, Path, description = "`adapter-…`, or the model's name")),
+    responses(
+        (status = 200, description = "A zip of config.json and model.safetensors", content_type = "application/zip",
+            body = String),
+        (status = 400, description = "The adapter cannot be merged", body = ErrorEnvelope),
+        (status = 401, description = "No or a wrong key", body = ErrorEnvelope),
+        (status = 403, description = "The key's scopes do not reach", body = ErrorEnvelope),
+        (status = 404, description = "No such adapter, or its base is not here", body = ErrorEnvelope),
+        (status = 409, description = "Its files are damaged in the store", body = ErrorEnvelope),
+        (status = 422, description = "The merged model is above the limit of an answer", body = ErrorEnvelope),
+    ))]
+pub async fn merge(
+    State(state): State<AppState>,
+    Training(caller): Training,
+    Id(id): Id,
+) -> Result<Response, ApiError> {
+    let record = state.service.adapter(&caller.project, &id).await?;
+    let bytes = state.service.merge_adapter(&record).await?;
+    let name = format!("attachment; filename=\"{}-merged.zip\"", record.id);
+    let headers = [(CONTENT_TYPE, "application/zip".to_owned()), (CONTENT_DISPOSITION, name)];
+    Ok((headers, bytes).into_response())
+}

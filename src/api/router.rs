@@ -55,6 +55,7 @@ pub fn routes(max_upload: u64) -> OpenApiRouter<AppState> {
         .routes(routes!(jobs::checkpoints))
         .routes(routes!(adapters::retrieve))
         .routes(routes!(adapters::download))
+        .routes(routes!(adapters::merge))
         .routes(routes!(feedback::create, feedback::list))
         .routes(routes!(feedback::export))
         .routes(routes!(feedback::delete))

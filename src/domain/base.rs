@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A linear layer of the decoder. `Head` is the output layer; all others exist once a decoder layer.
+/// A module that methods change. `Head` is the output layer and `Embed` the token embedding, which is no linear; all
+/// others are linears that exist once a decoder layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Site {
@@ -14,6 +15,7 @@ pub enum Site {
     Up,
     Down,
     Head,
+    Embed,
 }
 
 impl Site {
@@ -31,14 +33,38 @@ impl Site {
             Site::Up => "mlp.up_proj",
             Site::Down => "mlp.down_proj",
             Site::Head => "lm_head",
+            Site::Embed => "model.embed_tokens",
         }
     }
 
-    /// The module's full path: `model.layers.3.self_attn.q_proj`, or `lm_head`.
+    /// The module's full path: `model.layers.3.self_attn.q_proj`, `lm_head` or `model.embed_tokens`.
     pub fn path(self, layer: usize) -> String {
         match self {
-            Site::Head => "lm_head".to_owned(),
+            Site::Head | Site::Embed => self.module().to_owned(),
             site => format!("model.layers.{layer}.{}", site.module()),
+        }
+    }
+}
+
+/// A norm over the residual stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Norm {
+    /// Before a layer's attention.
+    Attention(usize),
+    /// Before a layer's feed-forward block.
+    Mlp(usize),
+    /// Before the output layer.
+    Final,
+}
+
+impl Norm {
+    /// The module's full path, as in Hugging Face models.
+    pub fn path(self) -> String {
+        match self {
+            Norm::Attention(layer) => format!("model.layers.{layer}.input_layernorm"),
+            Norm::Mlp(layer) => format!("model.layers.{layer}.post_attention_layernorm"),
+            Norm::Final => "model.norm".to_owned(),
         }
     }
 }
@@ -80,7 +106,7 @@ impl BaseInfo {
         self.short_context.filter(|short| prompt <= *short).unwrap_or(self.context).min(self.context)
     }
 
-    /// `(out, in)` of a linear.
+    /// `(out, in)`: of the embedding, a token's row is an input and its numbers are the outputs.
     pub fn shape(&self, site: Site) -> (usize, usize) {
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         match site {
@@ -90,6 +116,7 @@ impl BaseInfo {
             Site::Gate | Site::Up => (self.intermediate, self.hidden),
             Site::Down => (self.hidden, self.intermediate),
             Site::Head => (self.vocab, self.hidden),
+            Site::Embed => (self.hidden, self.vocab),
         }
     }
 

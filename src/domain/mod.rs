@@ -16,7 +16,7 @@ pub mod spec;
 pub mod upload;
 
 pub use adapter::{AdapterRecord, Manifest, ManifestFile};
-pub use base::{BaseInfo, Site};
+pub use base::{BaseInfo, Norm, Site};
 pub use dataset::{FileReport, LineError};
 pub use estimate::{MemoryEstimate, RunEstimate, Saving};
 pub use event::{Event, EventKind, Metrics};

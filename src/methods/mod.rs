@@ -7,11 +7,13 @@ mod dropout;
 pub mod file;
 pub mod ia3;
 pub mod lora;
+pub mod merged;
 pub mod moe_lora;
 pub mod p_tuning;
 mod part;
 pub mod prefix_tuning;
 pub mod prompt_tuning;
+mod saved;
 pub mod score;
 pub mod unipelt;
 mod variables;
@@ -19,7 +21,7 @@ mod virtual_tokens;
 
 use std::sync::Arc;
 
-use candle_core::Var;
+use candle_core::{Tensor, Var};
 
 use crate::{
     domain::{BaseInfo, MethodSpec},
@@ -61,9 +63,9 @@ pub trait Trainable: Send + Sync {
     /// Every trained tensor under a name of its own, in a fixed order; as in the PEFT file where that has it.
     fn variables(&self) -> Vec<(String, Var)>;
 
-    /// A variable's learning rate as a multiple of the run's (LoRA+).
-    fn rate(&self, name: &str) -> f64 {
-        let _ = name;
+    /// A variable's learning rate as a multiple of the run's, which is `peak` before its schedule (LoRA+).
+    fn rate(&self, name: &str, peak: f64) -> f64 {
+        let _ = (name, peak);
         1.0
     }
 
@@ -90,6 +92,13 @@ pub trait Trainable: Send + Sync {
     fn export(&self) -> Result<AdapterFiles, MethodError>;
 }
 
+/// An adapter as a change of the base's stored weights.
+pub trait Merge: Send + Sync {
+    /// The changed values of a tensor by its Hugging Face name (`model.layers.0.self_attn.q_proj.weight`), none where
+    /// it stays as it is. A tied output layer is asked for apart from the embedding.
+    fn tensor(&self, name: &str, weight: &Tensor) -> Result<Option<Tensor>, candle_core::Error>;
+}
+
 /// What a method's knobs make. Implemented by each spec.
 pub trait Method {
     /// A fresh adapter.
@@ -105,6 +114,12 @@ pub trait Method {
     fn as_lora(&self, files: &AdapterFiles, base: &BaseInfo) -> Result<AdapterFiles, MethodError> {
         _ = (files, base);
         Err(MethodError::Unsupported("this method's change is not a low-rank matrix beside each linear".into()))
+    }
+
+    /// The adapter as a change of weights, for methods that are one.
+    fn merge(&self, files: &AdapterFiles, base: &Base) -> Result<Box<dyn Merge>, MethodError> {
+        let _ = (files, base);
+        Err(MethodError::Unsupported("an adapter of this method is no change of the base's weights".into()))
     }
 }
 
@@ -156,6 +171,14 @@ pub fn as_lora(files: &AdapterFiles, base: &BaseInfo) -> Result<AdapterFiles, Me
     of(&spec_of(files)?).as_lora(files, base)
 }
 
+/// An adapter as a change of the base's weights, from its files.
+pub fn merge(files: &AdapterFiles, base: &Base) -> Result<Box<dyn Merge>, MethodError> {
+    if score::split(files)?.is_some() {
+        return Err(MethodError::Unsupported("an adapter with a score head is no language model once merged".into()));
+    }
+    of(&spec_of(files)?).merge(files, base)
+}
+
 /// The spec that a PEFT config stands for (for jobs that continue an adapter, and for import).
 pub fn spec_of(files: &AdapterFiles) -> Result<MethodSpec, MethodError> {
     if let Some(parts) = score::split(files)? {
@@ -163,8 +186,8 @@ pub fn spec_of(files: &AdapterFiles) -> Result<MethodSpec, MethodError> {
     }
     let config = file::config(files)?;
     match config.get("peft_type").and_then(|value| value.as_str()) {
-        Some("LORA") => lora::spec_of(&config),
         Some("PROMPT_TUNING") => Ok(MethodSpec::PromptTuning(prompt_tuning::spec_of(&config)?)),
+        Some("LORA") => lora::spec_of(&config, files),
         Some("P_TUNING") => Ok(MethodSpec::PTuning(p_tuning::spec_of(&config)?)),
         Some("PREFIX_TUNING") => Ok(MethodSpec::PrefixTuning(prefix_tuning::spec_of(&config)?)),
         Some("ADALORA") => Ok(MethodSpec::AdaLora(adalora::spec_of(&config)?)),

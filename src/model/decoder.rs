@@ -10,9 +10,10 @@ use std::{
 };
 
 use candle_core::{Device, Result, Tensor};
+use serde_json::Value;
 
 use super::{
-    Held, Hook, Linear, ModelError, SequenceCache,
+    Held, Hook, Linear, ModelError, SequenceCache, chunked,
     config::ModelConfig,
     kernels::Mat,
     load,
@@ -23,7 +24,7 @@ use super::{
     weight::{Compute, Weight},
 };
 use crate::{
-    domain::{BaseInfo, Site},
+    domain::{BaseInfo, Norm, Site},
     formats::Storage,
 };
 
@@ -38,6 +39,8 @@ pub struct Base {
     embed_scale: f32,
     norm: Arc<Vec<f32>>,
     head: Linear,
+    /// config.json of the model, or why it has none.
+    pub(super) config_json: Arc<std::result::Result<Value, String>>,
     forwards: Arc<AtomicU64>,
 }
 
@@ -87,7 +90,7 @@ impl Layer {
     }
 
     /// # Panics
-    /// For `Site::Head`, which is no layer's.
+    /// For `Site::Head` and `Site::Embed`, which are no layer's.
     pub fn linear(&self, site: Site) -> &Linear {
         match site {
             Site::Q => &self.q,
@@ -97,7 +100,7 @@ impl Layer {
             Site::Gate => &self.mlp.gate,
             Site::Up => &self.mlp.up,
             Site::Down => &self.mlp.down,
-            Site::Head => unreachable!("the output layer is not a decoder layer's"),
+            Site::Head | Site::Embed => unreachable!("the model's ends are not a decoder layer's"),
         }
     }
 }
@@ -167,10 +170,10 @@ impl Base {
     }
 
     pub(super) fn assemble(info: BaseInfo, config: ModelConfig, parts: Parts) -> Self {
-        let Parts { embed, layers, norm, head } = parts;
+        let Parts { embed, layers, norm, head, config_json } = parts;
         let ropes = [config.rope].into_iter().chain(config.local_rope).collect();
         let (eps, embed_scale, forwards) = (config.eps, config.embed_scale, Arc::default());
-        Self { info, eps, ropes, layers, embed, embed_scale, norm, head, forwards }
+        Self { info, eps, ropes, layers, embed, embed_scale, norm, head, config_json: Arc::new(config_json), forwards }
     }
 
     /// The same resident weights, their products made in another precision.
@@ -184,6 +187,7 @@ impl Base {
             embed_scale: self.embed_scale,
             norm: self.norm.clone(),
             head: self.head.computing(compute),
+            config_json: self.config_json.clone(),
             forwards: self.forwards.clone(),
         })
     }
@@ -212,7 +216,7 @@ impl Base {
 
     /// The last layer's rows, normed, without the virtual ones.
     pub(super) fn end(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
-        ops::rms_norm(&pass.token_rows(x)?, &self.norm, self.eps)
+        pass.token_rows(&pass.norm(Norm::Final, x, &self.norm, self.eps)?)
     }
 
     /// Output scores of hidden rows `(n, hidden) → (n, vocab)`; all rows carry the same `hook`.
@@ -261,9 +265,15 @@ impl Base {
         Ok(found)
     }
 
-    /// Cross entropy over some rows, in chunks: never rows × vocabulary at once, unless the hook has a head of its
-    /// own. No gradient work when `hidden` does not carry one.
+    /// Cross entropy over some rows, in chunks: never rows × vocabulary at once, unless the hook has a `head` that is
+    /// not made of parts. No gradient work when `hidden` does not carry one.
     pub fn cross_entropy(&self, hidden: &Tensor, targets: &[Target], hook: Option<&dyn Hook>) -> Result<CrossEntropy> {
+        if let Some(hook) = hook.filter(|hook| !hook.head_parts().is_empty()) {
+            let (loss, correct) = chunked::cross_entropy(hidden, &hook.head_parts(), targets, |parts, x| {
+                hook.head_of(parts, x, &self.head)
+            })?;
+            return Ok(CrossEntropy { loss, correct });
+        }
         let own = hook.map(|hook| hook.head(hidden, &self.head)).transpose()?.flatten();
         let (loss, correct) = match own {
             Some(scores) => ops::dense_cross_entropy(&scores, targets)?,
@@ -292,6 +302,15 @@ impl Base {
         match site {
             Site::Head => &self.head,
             site => self.layers[layer].linear(site),
+        }
+    }
+
+    /// A norm's weights.
+    pub fn norm(&self, place: Norm) -> &[f32] {
+        match place {
+            Norm::Attention(layer) => &self.layers[layer].attention_norm,
+            Norm::Mlp(layer) => &self.layers[layer].mlp_norm,
+            Norm::Final => &self.norm,
         }
     }
 
@@ -344,4 +363,5 @@ pub(super) struct Parts {
     pub layers: Vec<Layer>,
     pub norm: Arc<Vec<f32>>,
     pub head: Linear,
+    pub config_json: std::result::Result<Value, String>,
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use super::{linear::Linear, low_rank::LowRanks, mlp::Mlp};
-use crate::domain::Site;
+use crate::domain::{Norm, Site};
 
 /// Where a hook is called.
 #[derive(Clone, Copy, Debug)]
@@ -106,11 +106,31 @@ pub trait Hook: Send + Sync {
         Ok(m)
     }
 
-    /// Replaces the output layer for these normed hidden rows: `(rows, any width)` (modules_to_save,
-    /// classification, value and reward heads).
+    /// Weights `(hidden)` in place of a norm's (modules_to_save).
+    fn norm(&self, place: Norm) -> Option<Tensor> {
+        let _ = place;
+        None
+    }
+
+    /// Replaces the output layer for these normed hidden rows: `(rows, any width)` (classification, value and reward
+    /// heads, and what `head_of` makes).
     fn head(&self, x: &Tensor, base: &Linear) -> Result<Option<Tensor>> {
-        let _ = (x, base);
-        Ok(None)
+        match self.head_parts() {
+            parts if parts.is_empty() => Ok(None),
+            parts => self.head_of(&parts, x, base).map(Some),
+        }
+    }
+
+    /// The tensors of an output layer over the vocabulary. Where there are some, `head_of` has to be there, and the
+    /// cross entropy goes through it chunk by chunk: the scores of all rows are never there at once.
+    fn head_parts(&self) -> Vec<Tensor> {
+        Vec::new()
+    }
+
+    /// Scores `(rows, vocab)` of hidden rows, made of the parts or of copies of them.
+    fn head_of(&self, parts: &[Tensor], x: &Tensor, base: &Linear) -> Result<Tensor> {
+        let _ = (parts, x, base);
+        candle_core::bail!("the method has no output layer of its own")
     }
 
     /// Whether the head gives one score for a text in place of the vocabulary's scores: such an adapter writes nothing.

@@ -10,6 +10,7 @@ use super::{
     Linear, ModelError,
     config::{ModelConfig, Norms},
     decoder::{Base, Layer, Parts},
+    dense,
     mlp::Mlp,
     ops::Attention,
     weight::Weight,
@@ -131,7 +132,9 @@ fn open_gguf(id: &str, path: &Path, held: Held) -> Result<Arc<Base>, ModelError>
     let config = ModelConfig::from_gguf(&gguf)?;
     let has_chat_template = gguf.str("tokenizer.chat_template").is_some();
     let hash = hash_file(path)?;
-    build(id, config, hash, has_chat_template, &GgufTensors(gguf), held)
+    let vocab = gguf.tensor("token_embd.weight").and_then(|embed| embed.shape.first().copied()).unwrap_or_default();
+    let config_json = dense::config_of_gguf(&gguf, &config, vocab);
+    build(id, (config, config_json), hash, has_chat_template, &GgufTensors(gguf), held)
 }
 
 fn open_dir(id: &str, dir: &Path, held: Held) -> Result<Arc<Base>, ModelError> {
@@ -158,7 +161,7 @@ fn open_dir(id: &str, dir: &Path, held: Held) -> Result<Arc<Base>, ModelError> {
         .is_ok_and(|t| serde_json::from_slice::<Value>(&t).is_ok_and(|v| !v["chat_template"].is_null()));
     let has_chat_template = in_config || dir.join("chat_template.jinja").exists();
     let hash = hex::encode(hash.finalize());
-    build(id, config, hash, has_chat_template, &SafetensorsDir(files), held)
+    build(id, (config, Ok(json)), hash, has_chat_template, &SafetensorsDir(files), held)
 }
 
 fn io(path: &Path, source: std::io::Error) -> ModelError {
@@ -309,7 +312,7 @@ fn halves_order(rows: usize, heads: usize) -> impl Iterator<Item = usize> {
 
 fn build(
     id: &str,
-    config: ModelConfig,
+    (config, config_json): (ModelConfig, Result<Value, String>),
     hash: String,
     has_chat_template: bool,
     tensors: &dyn Tensors,
@@ -349,7 +352,7 @@ fn build(
     let norm = loader.norm("model.norm.weight", config.hidden)?;
     info.storage = storage_name(&layers).to_owned();
     let head = Linear::new(head.unwrap_or_else(|| embed.clone()));
-    let mut base = Base::assemble(info, config, Parts { embed, layers, norm, head });
+    let mut base = Base::assemble(info, config, Parts { embed, layers, norm, head, config_json });
     base.info.parameters = base.count();
     Ok(Arc::new(base))
 }

@@ -12,7 +12,9 @@ pub mod ops;
 
 pub mod kernels;
 
+mod chunked;
 mod config;
+mod dense;
 mod gated;
 mod load;
 mod nf4;

@@ -11,7 +11,7 @@ use super::{
     low_rank::add_low_rank,
     ops::{self, Rotation, Span},
 };
-use crate::domain::Site;
+use crate::domain::{Norm, Site};
 
 /// Keys and values that a hook puts before the text.
 pub(super) type Prefix = (Tensor, Tensor);
@@ -153,7 +153,7 @@ impl Pass {
         prefixes: &[Option<Prefix>],
     ) -> Result<Tensor> {
         let weights = &base.layers[layer];
-        let h = ops::rms_norm(x, &weights.attention_norm, base.eps)?;
+        let h = self.norm(Norm::Attention(layer), x, &weights.attention_norm, base.eps)?;
         let q = self.linear(layer, Site::Q, &h, &weights.q)?;
         let k = self.linear(layer, Site::K, &h, &weights.k)?;
         let v = self.linear(layer, Site::V, &h, &weights.v)?;
@@ -169,7 +169,7 @@ impl Pass {
         let attended = self.linear(layer, Site::O, &attended, &weights.o)?;
         let x = (x + normed(attended, &weights.attention_out_norm, base.eps)?)?;
 
-        let h = ops::rms_norm(&x, &weights.mlp_norm, base.eps)?;
+        let h = self.norm(Norm::Mlp(layer), &x, &weights.mlp_norm, base.eps)?;
         let only = self.only_active();
         let own = match only {
             Some((group, hook)) => hook.mlp(self.at(layer, group), &h, &weights.mlp)?,
@@ -213,6 +213,23 @@ impl Pass {
 
     fn at<'a>(&self, layer: usize, group: &'a Group) -> At<'a> {
         At { layer, lengths: &group.lengths, train: self.train }
+    }
+
+    /// A norm over the residual stream, with the weights that each row's adapter has for it.
+    pub fn norm(&self, place: Norm, x: &Tensor, weight: &Arc<Vec<f32>>, eps: f32) -> Result<Tensor> {
+        let own: Vec<Option<Tensor>> =
+            self.groups.iter().map(|group| group.hook.as_ref().and_then(|hook| hook.norm(place))).collect();
+        if own.iter().all(Option::is_none) {
+            return ops::rms_norm(x, weight, eps);
+        }
+        let parts = self.groups.iter().zip(own).map(|(group, own)| {
+            let x = part(x, &group.rows)?;
+            match own {
+                Some(own) => ops::rescale(&ops::rms_norm(&x, &Arc::new(vec![1.0; weight.len()]), eps)?, &own, None),
+                None => ops::rms_norm(&x, weight, eps),
+            }
+        });
+        join(parts.collect::<Result<_>>()?)
     }
 
     /// The hook that has all rows to itself.

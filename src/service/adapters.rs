@@ -1,6 +1,6 @@
 //! Adapters in and out.
 
-use super::{Problem, Service, catalogue::Model, once::remembered};
+use super::{Fault, Problem, Service, catalogue::Model, once::remembered};
 use crate::{
     db::Once,
     domain::{AdapterRecord, Caller, MethodSpec, id},
@@ -13,6 +13,9 @@ use crate::{
 
 /// Bytes that an adapter's archive may hold when unpacked.
 const MAX_UNPACKED: u64 = 2 << 30;
+
+/// Bytes of the largest model that is merged into one answer.
+const MAX_MERGED: u64 = 3 << 30;
 
 /// How a download is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +118,24 @@ impl Service {
             Packing::Tar => archive::write_tar(&files),
         });
         packed.await.map_err(Problem::internal)?.map_err(Problem::internal)
+    }
+
+    /// The base with the adapter in its weights, packed: config.json and model.safetensors.
+    pub async fn merge_adapter(&self, record: &AdapterRecord) -> Result<Vec<u8>, Problem> {
+        let resident = self.bases.get(&record.parent).ok_or_else(|| Problem::model_not_found(&record.model))?;
+        let base = resident.base.clone();
+        let bytes = 4 * base.info.parameters;
+        if bytes > MAX_MERGED {
+            let message = format!("merged, the model has {bytes} bytes, above the limit of {MAX_MERGED} of an answer");
+            return Err(Problem::new(Fault::Unprocessable, "model_too_large", message).at("adapter_id"));
+        }
+        let (_, files) = read_adapter(&self.store, &record.generation).await?;
+        let work = move || {
+            let merged = methods::merged::directory(&files, &base);
+            let merged = merged.map_err(|error| Problem { code: Some("not_mergeable".to_owned()), ..error.into() });
+            archive::write_zip(&merged.map_err(|problem: Problem| problem.at("adapter_id"))?).map_err(Problem::internal)
+        };
+        tokio::task::spawn_blocking(work).await.map_err(Problem::internal)?
     }
 
     pub(super) async fn delete_adapter_files(&self, generation: &str) -> Result<(), Problem> {

@@ -151,7 +151,7 @@ impl<'a> Loop<'a> {
         }
         passes.gradient.clip(norm, self.spec.training.max_grad_norm);
         let rate = learning_rate(&self.spec.training, index, self.plan.total_steps);
-        let update = Step { t: index + 1, rate };
+        let update = Step { t: index + 1, rate, peak: self.spec.training.learning_rate };
         self.optimiser.update(&self.variables, &passes.gradient, update, self.method.as_ref())?;
         let (total_steps, gradients) = (self.plan.total_steps, passes.gradient.values.as_slice());
         self.method.stepped(&Stepped { step: index, total_steps, gradients })?;

@@ -20,12 +20,22 @@ use crate::support::training::{From, Recorder, create, finish, run, spec};
 struct Case {
     name: &'static str,
     adapter: Value,
+    weight_decay: f64,
 }
 
 fn cases() -> Vec<Case> {
-    let case = |name, adapter| Case { name, adapter };
+    let case = |name, adapter| Case { name, adapter, weight_decay: 0.01 };
     vec![
         case("lora_qv", json!({"type": "lora", "r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]})),
+        case("dora_all", json!({"type": "dora", "r": 4, "alpha": 8})),
+        Case {
+            weight_decay: 0.0,
+            ..case(
+                "loraplus",
+                json!({"type": "lora", "r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"],
+                       "loraplus_lr_ratio": 16}),
+            )
+        },
         case(
             "prompt_tuning",
             json!({"type": "prompt_tuning", "num_virtual_tokens": 5, "prompt_tuning_init": "RANDOM"}),
@@ -87,7 +97,7 @@ impl Case {
     fn spec(&self, base: &Base) -> TrainSpec {
         let rate = read(&format!("{}/traj.json", self.name))["lr"].clone();
         let training = json!({"n_epochs": 20, "batch_size": 4, "learning_rate": rate, "lr_scheduler": "constant",
-                              "weight_decay": 0.01});
+                              "weight_decay": self.weight_decay});
         spec(base, self.adapter.clone(), training)
     }
 
@@ -130,24 +140,29 @@ fn of_peft(name: &str, ours: &Tensors) -> String {
     }
 }
 
-fn fixture(path: &str) -> PathBuf {
+pub fn fixture(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden").join(path)
 }
 
-fn read(path: &str) -> Value {
+pub fn read(path: &str) -> Value {
     serde_json::from_slice(&fs::read(fixture(path)).unwrap()).unwrap()
 }
 
-fn base() -> Arc<Base> {
+pub fn base() -> Arc<Base> {
     Base::open("golden", &fixture("base")).unwrap()
 }
 
-fn numbers(value: &Value) -> Vec<f64> {
+pub fn adapter(path: &str) -> AdapterFiles {
+    let file = |name| fs::read(fixture(path).join(name)).unwrap();
+    AdapterFiles { config: file("adapter_config.json"), weights: file("adapter_model.safetensors") }
+}
+
+pub fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
 }
 
 /// The batch's rows without their padding.
-fn rows() -> Vec<Example> {
+pub fn rows() -> Vec<Example> {
     let batch = read("batch.json");
     let table = |key: &str| -> Vec<Vec<i64>> { serde_json::from_value(batch[key].clone()).unwrap() };
     let rows = table("input_ids").into_iter().zip(table("labels")).zip(table("attention_mask")).zip(1..);
@@ -163,7 +178,7 @@ fn rows() -> Vec<Example> {
 }
 
 /// Hidden rows of all rows, and their loss summed.
-fn forward(base: &Base, rows: &[Example], hook: Option<Arc<dyn Hook>>) -> (Tensor, Tensor) {
+pub fn forward(base: &Base, rows: &[Example], hook: Option<Arc<dyn Hook>>) -> (Tensor, Tensor) {
     let sequences = rows.iter().map(|row| Sequence { tokens: &row.ids, hook: hook.clone(), cache: None }).collect();
     let hidden = base.forward(&mut Batch { sequences, train: None }).unwrap();
     let targets = supervised::targets(rows.iter().map(|row| row.labels.as_slice()));
@@ -171,11 +186,11 @@ fn forward(base: &Base, rows: &[Example], hook: Option<Arc<dyn Hook>>) -> (Tenso
     (hidden, loss)
 }
 
-fn trained(rows: &[Example]) -> f64 {
+pub fn trained(rows: &[Example]) -> f64 {
     rows.iter().map(Example::trained).sum::<usize>() as f64
 }
 
-fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
+pub fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
     let difference = (a - b).unwrap().abs().unwrap().flatten_all().unwrap();
     difference.max(0).unwrap().to_scalar().unwrap()
 }
@@ -256,7 +271,7 @@ fn twenty_steps_agree() {
 /// After each step that prunes: a run's checkpoints hold the singular values, and those of pruned triplets are zero.
 #[test]
 fn adalora_prunes_what_peft_prunes() {
-    let (base, rows, case) = (base(), rows(), Case { name: "adalora", adapter: adalora() });
+    let (base, rows, case) = (base(), rows(), Case { name: "adalora", adapter: adalora(), weight_decay: 0.01 });
     let spec = case.spec(&base);
     let first = case.first_snapshot(&base, &spec, &rows);
     let (_, recorder) = finish(&base, &spec, &rows, From { resume: Some(&first), ..From::default() });

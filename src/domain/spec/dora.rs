@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Card, Knobs, LoraSpec, SpecError};
-use crate::domain::BaseInfo;
+use crate::domain::{BaseInfo, Site};
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -19,7 +19,16 @@ impl Knobs for DoraSpec {
     }
 
     fn check(&self, base: &BaseInfo) -> Result<(), SpecError> {
-        self.0.check(base)
+        if self.0.is_pissa() {
+            let message = "dora cannot begin as pissa: the lengths would be those of the residual";
+            return Err(SpecError::new("adapter.init_lora_weights", "spec_conflict", message));
+        }
+        self.0.check(base)?;
+        if self.0.targets(base)?.iter().any(|target| target.site == Site::Embed) {
+            let message = "dora changes linears; embed_tokens can be adapted with lora";
+            return Err(SpecError::new("adapter.target_modules", "spec_unsupported", message));
+        }
+        Ok(())
     }
 
     fn trainable(&self, base: &BaseInfo) -> u64 {

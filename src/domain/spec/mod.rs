@@ -14,6 +14,7 @@ mod prompt_tuning;
 mod qlora;
 mod read;
 mod request;
+mod saved;
 mod targets;
 #[cfg(test)]
 mod tests;
@@ -38,6 +39,7 @@ pub use prefix_tuning::{PTuningV2Spec, PrefixInit, PrefixTuningSpec};
 pub use prompt_tuning::{PromptInit, PromptTuningSpec};
 pub use qlora::{QloraSpec, QuantType, Quantization};
 pub use request::{Hyperparameters, TrainingRequest};
+pub use saved::{SavedModule, modules as saved_modules};
 pub use targets::{ALL_LINEAR, Targets};
 pub use training::{EarlyStopping, Optimizer, Precision, Schedule, Training};
 pub use unipelt::{GateMode, UnipeltSpec};

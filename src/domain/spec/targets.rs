@@ -9,8 +9,8 @@ use crate::domain::{BaseInfo, Site};
 /// Every linear of the decoder layers, without the output layer.
 pub const ALL_LINEAR: &str = "all-linear";
 
-/// Modules that PEFT can adapt and we cannot yet.
-const REFUSED: [&str; 2] = ["lm_head", "model.embed_tokens"];
+/// Modules outside of the decoder layers, which some methods can change.
+const ENDS: [Site; 2] = [Site::Embed, Site::Head];
 
 /// Which modules a method changes: a list of names, a regular expression over whole paths, or `all-linear`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,19 +31,28 @@ impl Targets {
         })
     }
 
-    /// Refuses targets that match nothing, each by its name, and modules that cannot be adapted yet.
+    /// Refuses targets that match nothing, each by its name, and modules outside of the layers.
     pub fn check(&self, base: &BaseInfo, param: &str) -> Result<(), SpecError> {
+        self.check_with(base, param, &[])
+    }
+
+    /// The same for a method that can also change the modules `ends`.
+    fn check_with(&self, base: &BaseInfo, param: &str, ends: &[Site]) -> Result<(), SpecError> {
         let matcher = self.matcher(param)?;
-        if let Some(path) = REFUSED.iter().find(|path| matcher.matches(path)) {
-            let message = format!("{path} cannot be adapted yet; targets are the linears of the decoder layers");
+        let outside = ENDS.iter().filter(|site| !ends.contains(site)).map(|site| site.module());
+        if let Some(path) = outside.into_iter().find(|path| matcher.matches(path)) {
+            let message = format!("{path} cannot be adapted by this method; targets are the linears of the layers");
             return Err(SpecError::new(param, "spec_unsupported", message));
         }
+        let base_has = |base: &BaseInfo, matches: &dyn Fn(&str) -> bool| {
+            base_has(base, matches) || ends.iter().any(|site| matches(site.module()))
+        };
         let missing = match self {
             Targets::Names(names) if names.is_empty() => Some("the empty list"),
             Targets::Names(names) => {
-                names.iter().map(String::as_str).find(|name| !base_has(base, |path| names_module(name, path)))
+                names.iter().map(String::as_str).find(|name| !base_has(base, &|path| names_module(name, path)))
             }
-            Targets::Pattern(text) if !base_has(base, |path| matcher.matches(path)) => Some(text.as_str()),
+            Targets::Pattern(text) if !base_has(base, &|path| matcher.matches(path)) => Some(text.as_str()),
             Targets::Pattern(_) => None,
         };
         match missing {
@@ -78,11 +87,29 @@ impl Selection<'_> {
         Ok(base.linears().filter(wanted).collect())
     }
 
-    /// Refuses what matches nothing, by the field at fault.
+    /// The chosen modules outside of the layers; none beside `layers_to_transform`, as in PEFT.
+    pub fn ends(&self) -> Result<Vec<Site>, SpecError> {
+        let include = self.include.matcher("adapter.target_modules")?;
+        let exclude = self.exclude.map(|targets| targets.matcher("adapter.exclude_modules")).transpose()?;
+        let wanted = |site: &Site| {
+            let path = site.module();
+            self.layers.is_none()
+                && !exclude.as_ref().is_some_and(|exclude| exclude.matches(path))
+                && include.matches(path)
+        };
+        Ok(ENDS.into_iter().filter(wanted).collect())
+    }
+
+    /// Refuses what matches nothing, by the field at fault; only linears of the layers are matched.
     pub fn check(&self, base: &BaseInfo) -> Result<(), SpecError> {
-        self.include.check(base, "adapter.target_modules")?;
+        self.check_with(base, &[])
+    }
+
+    /// The same for a method that can also change the modules `ends`.
+    pub fn check_with(&self, base: &BaseInfo, ends: &[Site]) -> Result<(), SpecError> {
+        self.include.check_with(base, "adapter.target_modules", ends)?;
         self.check_layers(base)?;
-        if self.linears(base)?.is_empty() {
+        if self.linears(base)?.is_empty() && (ends.is_empty() || self.ends()?.is_empty()) {
             return Err(no_match("adapter.target_modules", "what exclude_modules and layers_to_transform leave", base));
         }
         Ok(())
@@ -115,7 +142,7 @@ impl Matcher {
     /// `path` is a module's full path without `base_model.model.`.
     pub fn matches(&self, path: &str) -> bool {
         match self {
-            Matcher::AllLinear => !REFUSED.contains(&path),
+            Matcher::AllLinear => ENDS.iter().all(|site| site.module() != path),
             Matcher::Regex(regex) => regex.is_match(path),
             Matcher::Names(names) => names.iter().any(|name| names_module(name, path)),
         }
@@ -142,7 +169,7 @@ fn base_has(base: &BaseInfo, matches: impl Fn(&str) -> bool) -> bool {
     base.linears().any(|(layer, site)| matches(&site.path(layer)))
 }
 
-fn names_module(name: &str, path: &str) -> bool {
+pub(super) fn names_module(name: &str, path: &str) -> bool {
     path.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 

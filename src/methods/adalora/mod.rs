@@ -15,7 +15,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::{
-    AdapterFiles, Method, MethodError, Start, Trainable, file,
+    AdapterFiles, Merge, Method, MethodError, Start, Trainable, file,
     lora::layer::{Adapted, LowRank},
     variables,
 };
@@ -69,6 +69,10 @@ impl Method for AdaLoraSpec {
 
     fn as_lora(&self, files: &AdapterFiles, base: &BaseInfo) -> Result<AdapterFiles, MethodError> {
         fold::as_lora(self, files, base)
+    }
+
+    fn merge(&self, files: &AdapterFiles, base: &Base) -> Result<Box<dyn Merge>, MethodError> {
+        super::merge(&self.as_lora(files, &base.info)?, base)
     }
 }
 

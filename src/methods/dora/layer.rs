@@ -39,6 +39,18 @@ impl Change for Decomposed {
             }
         }
     }
+
+    fn parts(&self) -> Vec<Tensor> {
+        vec![self.low_rank.a.clone(), self.low_rank.b.clone(), self.factors.clone()]
+    }
+
+    fn of_parts(&self, parts: &[Tensor]) -> Self {
+        Self { low_rank: self.low_rank.of_parts(parts), factors: parts[2].clone() }
+    }
+
+    fn merged(&self, w: &Tensor) -> Result<Tensor> {
+        self.low_rank.merged(w)?.broadcast_mul(&self.factors.unsqueeze(1)?)
+    }
 }
 
 /// `‖W + s·BA‖` of each row of W; `linear` is without its bias.

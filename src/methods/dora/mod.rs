@@ -8,11 +8,12 @@ use candle_core::{Device, Result as Candle, Tensor, Var};
 use serde_json::json;
 
 use super::{
-    AdapterFiles, Method, MethodError, Start, Trainable, file,
+    AdapterFiles, Merge, Method, MethodError, Start, Trainable, file,
     lora::{self, layer::Adapted, layer::LowRank},
+    saved::Choice,
 };
 use crate::{
-    domain::{BaseInfo, DoraSpec, spec::LoraTarget},
+    domain::{BaseInfo, DoraSpec, Site, spec::LoraTarget},
     model::{Base, Hook, Linear},
 };
 use layer::Decomposed;
@@ -34,96 +35,119 @@ impl Place {
     }
 }
 
+/// Everything of a spec that its tensors go to.
+struct Places {
+    targets: Vec<Place>,
+    saved: Choice,
+}
+
 /// DoRA while it is trained.
 struct Training {
     spec: DoraSpec,
     base: BaseInfo,
-    places: Vec<Place>,
-    /// A, B and m of each target, in the targets' order.
+    places: Places,
+    /// A, B and m of each target, in the targets' order, then what is saved.
     variables: Vec<(String, Var)>,
 }
 
 impl Method for DoraSpec {
     fn create(&self, start: &Start) -> Result<Box<dyn Trainable>, MethodError> {
-        let (places, info) = (places(self, start.base)?, &start.base.info);
-        let mut values = Vec::with_capacity(3 * places.len());
-        for place in &places {
-            let (a, b) = lora::init::values(&self.0.init_lora_weights, &place.target, info, start.seed);
-            let (outputs, inputs) = info.shape(place.target.site);
+        let (places, info) = (Places::new(self, start.base)?, &start.base.info);
+        let mut values = Vec::with_capacity(3 * places.targets.len());
+        for Place { target, linear } in &places.targets {
+            let (a, b) = lora::init::values(&self.0.init_lora_weights, target, info, start.seed);
+            let (outputs, inputs) = linear.shape();
             let low_rank = LowRank {
-                a: Tensor::from_slice(&a, (place.target.r, inputs), &Device::Cpu)?,
-                b: Tensor::from_slice(&b, (outputs, place.target.r), &Device::Cpu)?,
-                scale: place.target.scale,
+                a: Tensor::from_slice(&a, (target.r, inputs), &Device::Cpu)?,
+                b: Tensor::from_slice(&b, (outputs, target.r), &Device::Cpu)?,
+                scale: target.scale,
             };
-            let m = layer::norms(&place.linear, &low_rank)?;
+            let m = layer::norms(linear, &low_rank)?;
             values.extend([a, b, m]);
         }
+        values.extend(places.saved.values(start.base)?);
         train(self, info, places, values)
     }
 
     fn resume(&self, files: &AdapterFiles, base: &Base) -> Result<Box<dyn Trainable>, MethodError> {
-        let places = places(self, base)?;
-        let values = file::tensors(&files.weights, &names(&places, &base.info))?;
+        let places = Places::new(self, base)?;
+        let values = lora::read(files, places.names(&base.info), base)?;
         train(self, &base.info, places, values)
     }
 
-    /// The factors are made here once: a request pays for no norm.
     fn load(&self, files: &AdapterFiles, base: &Base) -> Result<Arc<dyn Hook>, MethodError> {
-        let places = places(self, base)?;
-        let names = names(&places, &base.info);
-        let tensors = file::tensors(&files.weights, &names)?
-            .into_iter()
-            .zip(names)
-            .map(|(values, (_, shape))| Tensor::from_vec(values, shape, &Device::Cpu))
-            .collect::<Candle<Vec<_>>>()?;
-        Ok(hook(self, &base.info, &places, &tensors)?)
+        Ok(Arc::new(adapted(self, files, base)?))
+    }
+
+    fn merge(&self, files: &AdapterFiles, base: &Base) -> Result<Box<dyn Merge>, MethodError> {
+        Ok(Box::new(adapted(self, files, base)?))
     }
 }
 
-fn places(spec: &DoraSpec, base: &Base) -> Result<Vec<Place>, MethodError> {
-    let place = |target: LoraTarget| Place { target, linear: base.linear(target.layer, target.site).bare() };
-    Ok(lora::targets(&spec.0, &base.info)?.into_iter().map(place).collect())
+/// The factors are made here once: a request pays for no norm.
+fn adapted(spec: &DoraSpec, files: &AdapterFiles, base: &Base) -> Result<Adapted<Decomposed>, MethodError> {
+    let places = Places::new(spec, base)?;
+    let tensors = lora::tensors(files, places.names(&base.info), base)?;
+    Ok(places.hook(spec, &base.info, &tensors, None)?)
 }
 
-/// PEFT's names and the shapes: LoRA's A and B, then m.
-fn names(places: &[Place], base: &BaseInfo) -> Vec<(String, Vec<usize>)> {
-    let of_place = |Place { target, .. }: &Place| {
-        let magnitude = format!("{}.lora_magnitude_vector", lora::module(target));
-        lora::names(&[*target], base).into_iter().chain([(magnitude, vec![base.shape(target.site).0])])
-    };
-    places.iter().flat_map(of_place).collect()
-}
-
-fn hook(spec: &DoraSpec, base: &BaseInfo, places: &[Place], tensors: &[Tensor]) -> Candle<Arc<dyn Hook>> {
-    let mut hook = Adapted::new(base.layers, spec.0.lora_dropout);
-    for (place, tensors) in places.iter().zip(tensors.chunks_exact(3)) {
-        hook.insert(place.target.layer, place.target.site, place.change(tensors)?);
+impl Places {
+    fn new(spec: &DoraSpec, base: &Base) -> Result<Self, MethodError> {
+        let targets = lora::targets(&spec.0, &base.info)?;
+        if targets.iter().any(|target| target.site == Site::Embed) {
+            return Err(MethodError::Unsupported("use_dora: embed_tokens is not supported as a target".into()));
+        }
+        let place = |target: LoraTarget| Place { target, linear: base.linear(target.layer, target.site).bare() };
+        Ok(Self { targets: targets.into_iter().map(place).collect(), saved: Choice::of(&spec.0, &base.info)? })
     }
-    Ok(Arc::new(hook))
+
+    /// PEFT's names and the shapes: LoRA's A and B, then m.
+    fn names(&self, base: &BaseInfo) -> Vec<(String, Vec<usize>)> {
+        let of_place = |Place { target, .. }: &Place| {
+            let magnitude = format!("{}.lora_magnitude_vector", lora::module(target));
+            lora::names(&[*target], base).into_iter().chain([(magnitude, vec![base.shape(target.site).0])])
+        };
+        self.targets.iter().flat_map(of_place).chain(self.saved.names(base)).collect()
+    }
+
+    fn hook(
+        &self,
+        spec: &DoraSpec,
+        base: &BaseInfo,
+        tensors: &[Tensor],
+        train: Option<u64>,
+    ) -> Candle<Adapted<Decomposed>> {
+        let (triples, saved) = tensors.split_at(3 * self.targets.len());
+        let mut hook = Adapted::new(base.layers, spec.0.lora_dropout).of_pass(train, self.saved.saved(saved));
+        for (place, tensors) in self.targets.iter().zip(triples.chunks_exact(3)) {
+            hook.insert(place.target.layer, place.target.site, place.change(tensors)?);
+        }
+        Ok(hook)
+    }
 }
 
 fn train(
     spec: &DoraSpec,
     base: &BaseInfo,
-    places: Vec<Place>,
+    places: Places,
     values: Vec<Vec<f32>>,
 ) -> Result<Box<dyn Trainable>, MethodError> {
-    let variables = file::variables(names(&places, base), values)?;
+    let variables = file::variables(places.names(base), values)?;
     Ok(Box::new(Training { spec: spec.clone(), base: base.clone(), places, variables }))
 }
 
 impl Trainable for Training {
-    fn hook(&self, _: Option<u64>) -> Candle<Arc<dyn Hook>> {
+    fn hook(&self, train: Option<u64>) -> Candle<Arc<dyn Hook>> {
         let tensors: Vec<Tensor> = self.variables.iter().map(|(_, variable)| variable.as_tensor().clone()).collect();
-        hook(&self.spec, &self.base, &self.places, &tensors)
+        Ok(Arc::new(self.places.hook(&self.spec, &self.base, &tensors, train)?))
     }
 
     fn variables(&self) -> Vec<(String, Var)> {
         self.variables.clone()
     }
 
-    fn rate(&self, name: &str) -> f64 {
-        lora::rate(&self.spec.0, name)
+    fn rate(&self, name: &str, peak: f64) -> f64 {
+        lora::rate(&self.spec.0, name, peak)
     }
 
     fn export(&self) -> Result<AdapterFiles, MethodError> {

@@ -7,7 +7,10 @@ use candle_core::{Result, Tensor};
 
 use crate::{
     domain::Site,
-    methods::lora::layer::{Adapted, Change},
+    methods::{
+        Merge,
+        lora::layer::{Adapted, Change},
+    },
     model::{At, Hook, Linear},
 };
 
@@ -30,6 +33,32 @@ impl Change for Factors {
             Factors::Output(l) => y.broadcast_mul(l),
             // The frozen product of the whole batch is no use to these rows.
             Factors::Input(_) => self.forward(x, dropped, base),
+        }
+    }
+
+    fn parts(&self) -> Vec<Tensor> {
+        let (Factors::Output(l) | Factors::Input(l)) = self;
+        vec![l.clone()]
+    }
+
+    fn of_parts(&self, parts: &[Tensor]) -> Self {
+        match self {
+            Factors::Output(_) => Factors::Output(parts[0].clone()),
+            Factors::Input(_) => Factors::Input(parts[0].clone()),
+        }
+    }
+
+    fn merged(&self, w: &Tensor) -> Result<Tensor> {
+        match self {
+            Factors::Output(l) => w.broadcast_mul(&l.t()?),
+            Factors::Input(l) => w.broadcast_mul(l),
+        }
+    }
+
+    fn merged_bias(&self, b: &Tensor) -> Result<Option<Tensor>> {
+        match self {
+            Factors::Output(l) => (b * l.flatten_all()?).map(Some),
+            Factors::Input(_) => Ok(None),
         }
     }
 }
@@ -67,6 +96,16 @@ impl Hook for Ia3 {
         match &self.down[at.layer] {
             Some(l) => z.broadcast_mul(l),
             None => Ok(z),
+        }
+    }
+}
+
+impl Merge for Ia3 {
+    fn tensor(&self, name: &str, weight: &Tensor) -> Result<Option<Tensor>> {
+        let of = |layer: usize| format!("{}.weight", Site::Down.path(layer));
+        match self.down.iter().enumerate().find(|(layer, _)| of(*layer) == name) {
+            Some((_, Some(l))) => weight.broadcast_mul(l).map(Some),
+            _ => self.linears.tensor(name, weight),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
 
-use super::{AdapterFiles, Method, MethodError, Start, Trainable, file, variables};
+use super::{AdapterFiles, Merge, Method, MethodError, Start, Trainable, file, variables};
 use crate::{
     domain::{
         BaseInfo, Ia3Spec,
@@ -43,10 +43,18 @@ impl Method for Ia3Spec {
     }
 
     fn load(&self, files: &AdapterFiles, base: &Base) -> Result<Arc<dyn Hook>, MethodError> {
-        let targets = targets(self, &base.info)?;
-        let tensors = variables::read(&files.weights, &shapes(&targets, &base.info))?;
-        Ok(Arc::new(hook(&base.info, &targets, &tensors)?))
+        Ok(Arc::new(stored(self, files, base)?))
     }
+
+    fn merge(&self, files: &AdapterFiles, base: &Base) -> Result<Box<dyn Merge>, MethodError> {
+        Ok(Box::new(stored(self, files, base)?))
+    }
+}
+
+fn stored(spec: &Ia3Spec, files: &AdapterFiles, base: &Base) -> Result<Ia3, MethodError> {
+    let targets = targets(spec, &base.info)?;
+    let tensors = variables::read(&files.weights, &shapes(&targets, &base.info))?;
+    Ok(hook(&base.info, &targets, &tensors)?)
 }
 
 fn targets(spec: &Ia3Spec, base: &BaseInfo) -> Result<Vec<Ia3Target>, MethodError> {

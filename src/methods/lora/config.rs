@@ -17,10 +17,8 @@ use crate::{
 };
 
 /// Keys that change the arithmetic or the base when they say anything: refused by name.
-const REFUSED: [&str; 17] = [
+const REFUSED: [&str; 15] = [
     "lora_bias",
-    "modules_to_save",
-    "trainable_token_indices",
     "layer_replication",
     "alora_invocation_tokens",
     "arrow_config",
@@ -58,14 +56,14 @@ pub fn write(spec: &LoraSpec, base: &BaseInfo) -> BTreeMap<&'static str, Value> 
         ("lora_alpha", number(spec.lora_alpha)),
         ("lora_bias", json!(false)),
         ("lora_dropout", json!(spec.lora_dropout)),
-        ("modules_to_save", Value::Null),
+        ("modules_to_save", json!(spec.modules_to_save)),
         ("peft_type", json!("LORA")),
         ("r", json!(spec.r)),
         ("rank_pattern", json!(spec.rank_pattern)),
         ("revision", Value::Null),
         ("target_modules", modules(&spec.target_modules)),
         ("task_type", json!("CAUSAL_LM")),
-        ("trainable_token_indices", Value::Null),
+        ("trainable_token_indices", json!(spec.trainable_token_indices)),
         ("use_dora", json!(false)),
         ("use_rslora", json!(spec.use_rslora)),
     ])
@@ -90,8 +88,24 @@ pub fn read(config: &Map<String, Value>) -> Result<LoraSpec, MethodError> {
         rank_pattern: field(config, "rank_pattern")?.unwrap_or_default(),
         alpha_pattern: field(config, "alpha_pattern")?.unwrap_or_default(),
         layers_to_transform: layers(config)?,
+        modules_to_save: field::<Vec<String>>(config, "modules_to_save")?.filter(|names| !names.is_empty()),
+        trainable_token_indices: tokens(config)?,
         loraplus_lr_ratio: None,
+        ..LoraSpec::default()
     })
+}
+
+/// A list of tokens, or `{"embed_tokens": [..]}`.
+fn tokens(config: &Map<String, Value>) -> Result<Option<Vec<u32>>, MethodError> {
+    let key = "trainable_token_indices";
+    let Some(Value::Object(modules)) = config.get(key) else { return field(config, key) };
+    match modules.iter().next() {
+        None => Ok(None),
+        Some((name, _)) if modules.len() == 1 && name.ends_with("embed_tokens") => field(modules, name),
+        Some((name, _)) => {
+            Err(MethodError::Unsupported(format!("adapter_config.json: {key} of {name} is not supported")))
+        }
+    }
 }
 
 fn init(config: &Map<String, Value>) -> Result<LoraInit, MethodError> {

@@ -1,7 +1,7 @@
 //! The first values of A and B.
 
 use crate::domain::{
-    BaseInfo,
+    BaseInfo, Site,
     rng::Stream,
     spec::{LoraInit, LoraTarget},
 };
@@ -14,8 +14,14 @@ pub fn values(init: &LoraInit, target: &LoraTarget, base: &BaseInfo, seed: u64) 
     let (for_a, for_b) = (Stream::new(seed, 2 * place), Stream::new(seed, 2 * place + 1));
     let (a_len, b_len) = (target.r * inputs, outputs * target.r);
     match init {
+        // PEFT turns them around for an embedding.
+        LoraInit::Flag(false) if target.site == Site::Embed => {
+            (for_a.normals(a_len).collect(), for_b.normals(b_len).collect())
+        }
+        _ if target.site == Site::Embed => (vec![0.0; a_len], for_b.normals(b_len).collect()),
         LoraInit::Flag(true) => (uniform(for_a, a_len, inputs), vec![0.0; b_len]),
         LoraInit::Flag(false) => (uniform(for_a, a_len, inputs), uniform(for_b, b_len, target.r)),
+        // The others are PiSSA, which needs the weights.
         LoraInit::Named(_) => {
             let deviation = 1.0 / target.r as f32;
             (for_a.normals(a_len).map(|x| x * deviation).collect(), vec![0.0; b_len])

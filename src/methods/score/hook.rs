@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use crate::{
-    domain::Site,
+    domain::{Norm, Site},
     model::{At, Hook, Linear, LowRanks, mlp::Mlp},
 };
 
@@ -75,6 +75,10 @@ impl Hook for Scored {
 
     fn after(&self, at: At, x: &Tensor, m: Tensor) -> Result<Tensor> {
         self.inner.after(at, x, m)
+    }
+
+    fn norm(&self, place: Norm) -> Option<Tensor> {
+        self.inner.norm(place)
     }
 
     fn penalty(&self) -> Result<Option<Tensor>> {

@@ -125,8 +125,8 @@ impl Trainable for Training {
         variables
     }
 
-    fn rate(&self, name: &str) -> f64 {
-        if name == self.name { 1.0 } else { self.inner.rate(name) }
+    fn rate(&self, name: &str, peak: f64) -> f64 {
+        if name == self.name { 1.0 } else { self.inner.rate(name, peak) }
     }
 
     fn stepped(&mut self, step: &Stepped) -> Result<(), MethodError> {

@@ -66,7 +66,7 @@ impl AdamW {
         let weight_decay = self.weight_decay;
         let parts = self.moments.par_iter_mut().zip(&gradient.values);
         parts.zip(variables).try_for_each(|((moments, gradient), (name, variable))| {
-            let step = Step { rate: step.rate * method.rate(name), ..step };
+            let step = Step { rate: step.rate * method.rate(name, step.peak), ..step };
             write(variable, |weights| step.apply(weights, gradient, moments, weight_decay))
         })
     }
@@ -78,6 +78,8 @@ pub struct Step {
     /// From 1.
     pub t: u64,
     pub rate: f64,
+    /// The run's learning rate before its schedule.
+    pub peak: f64,
 }
 
 impl Step {

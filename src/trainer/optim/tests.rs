@@ -40,7 +40,7 @@ fn adamw_follows_the_formula() {
     for (t, values) in gradients.iter().enumerate() {
         let t = t as u64 + 1;
         let gradient = Gradient { values: vec![values.to_vec()] };
-        adam.update(&variables, &gradient, Step { t, rate }, &Plain).unwrap();
+        adam.update(&variables, &gradient, Step { t, rate, peak: rate }, &Plain).unwrap();
         for i in 0..3 {
             let g = f64::from(values[i]);
             m[i] = 0.9 * m[i] + 0.1 * g;
@@ -72,7 +72,7 @@ fn eight_bits_are_those_of_bitsandbytes() {
     for t in 0..10 {
         let g = |i: usize| table[(7 * i + 131 * t) % table.len()] * 10f32.powi(-(i as i32 / 256 % 5));
         let gradient = Gradient { values: vec![(0..start.len()).map(g).collect()] };
-        adam.update(&variables, &gradient, Step { t: t as u64 + 1, rate: 1e-2 }, &Plain).unwrap();
+        adam.update(&variables, &gradient, Step { t: t as u64 + 1, rate: 1e-2, peak: 1e-2 }, &Plain).unwrap();
     }
     let Moments::Blockwise { m, v } = &adam.moments[0] else { panic!("{} numbers stay in f32", start.len()) };
     for (ours, name) in [(m, "m"), (v, "v")] {
@@ -95,6 +95,6 @@ fn small_tensors_and_zeros_in_eight_bits() {
     assert!(matches!(AdamW::new(&small, Optimizer::Adamw8bit, 0.0).moments[0], Moments::Full { .. }));
     let zeros = variables(&vec![0.0; LEAST_8BIT]);
     let mut adam = AdamW::new(&zeros, Optimizer::Adamw8bit, 0.0);
-    adam.update(&zeros, &Gradient::zero(&zeros), Step { t: 1, rate: 0.1 }, &Plain).unwrap();
+    adam.update(&zeros, &Gradient::zero(&zeros), Step { t: 1, rate: 0.1, peak: 0.1 }, &Plain).unwrap();
     assert_eq!(zeros[0].1.to_vec1::<f32>().unwrap(), vec![0.0; LEAST_8BIT]);
 }

@@ -168,6 +168,15 @@ async fn a_tuned_model_answers_differently_and_its_base_as_before() {
         let same = client.post(CHAT, &chat(json!({"model": imported["model"], "logprobs": true}))).await.ok();
         assert_eq!(same["choices"], tuned["choices"]);
     }
+    // Merged, it is a model of its own.
+    let merge = client.request(reqwest::Method::POST, &format!("/v1/adapters/{model}/merge")).send().await.unwrap();
+    assert_eq!((merge.status().as_u16(), merge.headers()["content-type"].as_bytes()), (200, &b"application/zip"[..]));
+    let dir = tempfile::tempdir().unwrap();
+    let packed = std::io::Cursor::new(merge.bytes().await.unwrap());
+    zip::ZipArchive::new(packed).unwrap().extract(dir.path()).unwrap();
+    let merged = attune::model::Base::open("merged", dir.path()).unwrap();
+    assert_eq!((merged.info.storage.as_str(), merged.info.tied), ("F32", true));
+    client.post("/v1/adapters/adapter-none/merge", &json!({})).await.error(404, "not_found", Some("id"));
     assert_eq!(client.delete(&format!("/v1/models/{model}")).await.ok()["deleted"], true);
     client.post(CHAT, &chat(json!({"model": model}))).await.error(404, "model_not_found", Some("model"));
     client.get(&format!("/v1/models/{model}")).await.error(404, "model_not_found", Some("model"));
