@@ -41,7 +41,7 @@ fn refusals_of_the_family_name_the_field() {
             "adapter.trainable_token_indices",
             "another change",
         ),
-        (json!({"trainable_token_indices": [-3]}), "adapter.trainable_token_indices", "invalid value"),
+        (json!({"trainable_token_indices": [-3]}), "adapter.trainable_token_indices[0]", "invalid value"),
         (json!({"loraplus_lr_embedding": 2}), "adapter.loraplus_lr_embedding", "0 to 1"),
     ];
     for (adapter, param, text) in cases {
