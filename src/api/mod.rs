@@ -10,6 +10,7 @@ mod error;
 mod extract;
 mod feedback;
 mod files;
+mod graders;
 mod health;
 mod jobs;
 mod kept;

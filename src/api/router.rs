@@ -16,8 +16,8 @@ use tower_http::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    AppState, adapters, chat, classify, completions, embeddings, error, extract::MAX_JSON, feedback, files, health,
-    jobs, kept, methods, models, uploads,
+    AppState, adapters, chat, classify, completions, embeddings, error, extract::MAX_JSON, feedback, files, graders,
+    health, jobs, kept, methods, models, uploads,
 };
 use crate::{domain::id, service::Problem};
 
@@ -58,6 +58,8 @@ pub fn routes(max_upload: u64) -> OpenApiRouter<AppState> {
         .routes(routes!(feedback::export))
         .routes(routes!(feedback::delete))
         .routes(routes!(methods::list))
+        .routes(routes!(graders::run))
+        .routes(routes!(graders::validate))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
 }

@@ -2,6 +2,7 @@
 
 mod observe;
 mod publish;
+mod rollout;
 mod run;
 mod worker;
 
@@ -10,7 +11,13 @@ use std::sync::Arc;
 pub use publish::publish_adapter;
 pub use worker::{Worker, start};
 
-use crate::{db::Db, inference::Bases, storage::BlobStore};
+pub use rollout::{EngineRollout, GraderReward};
+
+use crate::{
+    db::Db,
+    inference::{Bases, Handle},
+    storage::BlobStore,
+};
 
 /// What a worker works with.
 #[derive(Clone)]
@@ -18,6 +25,8 @@ pub struct Context {
     pub db: Db,
     pub store: Arc<dyn BlobStore>,
     pub bases: Bases,
+    /// For objectives that learn from the model's own completions.
+    pub engine: Handle,
 }
 
 /// Unix seconds of this machine: for labels only; leases use the database's clock.

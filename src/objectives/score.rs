@@ -42,16 +42,33 @@ impl Scored {
 
 /// Texts under the base with this adapter, or without one; dropout is off.
 pub fn score(base: &Base, hook: Option<&Arc<dyn Hook>>, texts: &[&Example]) -> Result<Scored> {
-    let sequences = texts.iter().map(|text| Sequence { tokens: &text.ids, hook: hook.cloned(), cache: None });
-    let hidden = base.forward(&mut Batch { sequences: sequences.collect(), train: None })?;
-    read(base, hook, texts, &hidden)
+    read(base, hook, texts, &hidden(base, hook, texts)?)
 }
 
 /// The same as numbers only: nothing is kept for a backward pass.
 pub fn score_only(base: &Base, hook: Option<&Arc<dyn Hook>>, texts: &[&Example]) -> Result<Vec<f64>> {
+    Ok(read(base, hook, texts, &hidden(base, hook, texts)?.detach())?.sums())
+}
+
+/// Under scores divided by a temperature. Output layers have no bias, so that the hidden rows can be divided instead.
+pub fn score_at(base: &Base, hook: Option<&Arc<dyn Hook>>, texts: &[&Example], temperature: f64) -> Result<Scored> {
+    read(base, hook, texts, &hidden(base, hook, texts)?.affine(1.0 / temperature, 0.0)?)
+}
+
+/// The same as numbers only, token by token.
+pub fn score_only_at(
+    base: &Base,
+    hook: Option<&Arc<dyn Hook>>,
+    texts: &[&Example],
+    temperature: f64,
+) -> Result<Vec<Vec<f64>>> {
+    let hidden = hidden(base, hook, texts)?.detach().affine(1.0 / temperature, 0.0)?;
+    Ok(read(base, hook, texts, &hidden)?.texts)
+}
+
+fn hidden(base: &Base, hook: Option<&Arc<dyn Hook>>, texts: &[&Example]) -> Result<Tensor> {
     let sequences = texts.iter().map(|text| Sequence { tokens: &text.ids, hook: hook.cloned(), cache: None });
-    let hidden = base.forward(&mut Batch { sequences: sequences.collect(), train: None })?;
-    Ok(read(base, hook, texts, &hidden.detach())?.sums())
+    base.forward(&mut Batch { sequences: sequences.collect(), train: None })
 }
 
 fn read(base: &Base, hook: Option<&Arc<dyn Hook>>, texts: &[&Example], hidden: &Tensor) -> Result<Scored> {

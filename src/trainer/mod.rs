@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod eval;
+mod experience;
 mod optim;
 mod order;
 mod plan;
@@ -20,6 +21,8 @@ use crate::{
     model::Base,
 };
 
+pub use experience::World;
+
 /// What a run works on.
 pub struct Run<'a> {
     pub spec: &'a TrainSpec,
@@ -30,6 +33,8 @@ pub struct Run<'a> {
     pub resume: Option<&'a Snapshot>,
     /// Begin with this adapter's values instead of fresh ones; objectives with a reference are measured against it.
     pub start: Option<&'a AdapterFiles>,
+    /// Where completions come from, for objectives that learn from them.
+    pub world: Option<World<'a>>,
     /// Text to the base's token ids, for methods that begin as words.
     pub tokenize: &'a (dyn Fn(&str) -> Result<Vec<u32>, MethodError> + Sync),
 }

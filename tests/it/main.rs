@@ -21,6 +21,7 @@ mod outbound;
 mod peft;
 mod preference;
 mod quantised;
+mod reinforcement;
 mod sdk;
 mod storage;
 mod support;
