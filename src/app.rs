@@ -20,7 +20,7 @@ use crate::{
     inference::{Bases, EngineSettings, Handle, Resident},
     jobs::{self, Worker},
     keys,
-    model::{Base, kernels::Isa},
+    model::{Base, Compute, kernels::Isa},
     outbound::{self, Source},
     service::Service,
     storage::{self, BlobStore, S3Settings},
@@ -40,7 +40,8 @@ struct Node {
 }
 
 impl Node {
-    async fn open(config: &NodeConfig) -> anyhow::Result<Self> {
+    /// `compute` is for serving: a training job chooses its own.
+    async fn open(config: &NodeConfig, compute: Compute) -> anyhow::Result<Self> {
         prepare_device(config)?;
         let dir = &config.database.data_dir;
         fs::create_dir_all(dir).with_context(|| format!("the data directory {}", dir.display()))?;
@@ -48,7 +49,7 @@ impl Node {
         let db = open_database(&config.database).await?;
         let s3 = S3Settings { endpoint: config.s3_endpoint.clone(), ..S3Settings::default() };
         let store = storage::open(&config.blob_store(), &s3).await.context("the blob store")?;
-        let bases = load_bases(config).await?;
+        let bases = load_bases(config, compute).await?;
         Ok(Self { db, store, bases, lock })
     }
 
@@ -91,7 +92,8 @@ pub struct Running {
 
 /// Starts everything; answers when requests are welcome.
 pub async fn start(config: &Config) -> anyhow::Result<Running> {
-    let node = Node::open(&config.node).await?;
+    let compute = if config.exact { Compute::F32 } else { Compute::Int8 };
+    let node = Node::open(&config.node, compute).await?;
     if node.db.is_sqlite() {
         node.db.release_local_claims().await?;
     }
@@ -158,7 +160,7 @@ fn lock(dir: &Path) -> anyhow::Result<fs::File> {
     Ok(file)
 }
 
-async fn load_bases(config: &NodeConfig) -> anyhow::Result<Bases> {
+async fn load_bases(config: &NodeConfig, compute: Compute) -> anyhow::Result<Bases> {
     let mut residents = Vec::new();
     for model in &config.models {
         let (id, source) = model.split_once('=').filter(|(id, _)| !id.contains(':')).unwrap_or((model, model));
@@ -169,7 +171,7 @@ async fn load_bases(config: &NodeConfig) -> anyhow::Result<Bases> {
             .with_context(|| format!("--model {model}"))?;
         let name = id.to_owned();
         let loaded = tokio::task::spawn_blocking(move || {
-            let base = Base::open(&name, &path).with_context(|| path.display().to_string())?;
+            let base = Base::open(&name, &path).with_context(|| path.display().to_string())?.computing(compute);
             let text = Text::open(&path).with_context(|| path.display().to_string())?;
             anyhow::Ok(Resident { base, text: Arc::new(text) })
         });
@@ -227,7 +229,7 @@ pub async fn work_until_stopped(config: &WorkerConfig) -> anyhow::Result<()> {
     if config.node.blob_store.is_none() {
         bail!("--blob-store: {shared} a blob store, file:DIR or s3://BUCKET/PREFIX; name the server's");
     }
-    let node = Node::open(&config.node).await?;
+    let node = Node::open(&config.node, Compute::F32).await?;
     let workers = node.start_workers(config.workers, &Arc::new(Notify::new()));
     let bases: Vec<_> = node.bases.iter().map(|resident| resident.base.info.id.as_str()).collect();
     println!("waiting for jobs on {}", bases.join(", "));

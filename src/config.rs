@@ -115,6 +115,9 @@ pub struct Config {
     /// Requests that may wait for the engine; beyond it the answer is 429.
     #[arg(long, env = "ATTUNE_QUEUE", default_value_t = 256)]
     pub queue: usize,
+    /// Serve with f32 products of the weights as they are stored, instead of the faster int8 ones.
+    #[arg(long, env = "ATTUNE_EXACT")]
+    pub exact: bool,
     /// Bytes of adapters kept in memory.
     #[arg(long, env = "ATTUNE_ADAPTER_BUDGET", default_value_t = 1 << 30)]
     pub adapter_budget: u64,

@@ -50,8 +50,12 @@ pub struct AdapterObject {
     pub step_number: Option<i64>,
     /// Whether it is in memory now.
     pub resident: bool,
+    /// Bytes that it takes up in memory; 0 when it is not there.
+    pub resident_bytes: u64,
     /// Requests that it served since it was loaded.
     pub hits: u64,
+    /// Seconds from the first request for it until it could be used; null when it is not in memory.
+    pub load_seconds: Option<f64>,
 }
 
 impl AdapterObject {
@@ -69,7 +73,9 @@ impl AdapterObject {
             fine_tuning_job_id: record.job_id,
             step_number: record.step,
             resident: found.is_some(),
+            resident_bytes: found.map_or(0, |r| r.bytes),
             hits: found.map_or(0, |r| r.hits),
+            load_seconds: found.map(|r| r.load_time.as_secs_f64()),
         }
     }
 }

@@ -26,6 +26,7 @@ use crate::{
         Problem, Service,
         chat::{messages, prompt},
         fields::{Unsupported, in_range, refuse_unsupported},
+        format::{ResponseFormat, grammar},
         generate::{Generation, Piece, Wanted},
     },
 };
@@ -44,7 +45,6 @@ const UNSUPPORTED: [Unsupported; 21] = [
     Unsupported::always("prompt_cache_retention"),
     Unsupported::always("prompt_cache_options"),
     Unsupported::always("reasoning_effort"),
-    Unsupported { name: "response_format", neutral: |v| *v == serde_json::json!({"type": "text"}) },
     Unsupported::always("safety_identifier"),
     Unsupported { name: "service_tier", neutral: |v| matches!(v.as_str(), Some("auto" | "default")) },
     Unsupported { name: "tool_choice", neutral: |v| matches!(v.as_str(), Some("none" | "auto")) },
@@ -72,6 +72,11 @@ pub struct ChatRequest {
     top_logprobs: Option<u64>,
     /// Keeps the conversation and its answers on the server, for feedback. Default false.
     store: Option<bool>,
+    /// `{"type": "text"}`, `{"type": "json_object"}`, or `{"type": "json_schema", "json_schema": {"name", "schema",
+    /// "strict"}}`. A schema that the answer cannot be held to is an error, `strict` or not; `strict` asks besides for
+    /// what OpenAI asks of strict schemas.
+    #[schema(value_type = Option<std::collections::HashMap<String, Value>>)]
+    response_format: Option<ResponseFormat>,
 }
 
 type Request = Asked<ChatRequest>;
@@ -173,6 +178,7 @@ impl ChatLogprob {
         (status = 409, description = "The adapter's files cannot be used", body = ErrorEnvelope),
         (status = 413, description = "The body is too large", body = ErrorEnvelope),
         (status = 415, description = "The body is not JSON", body = ErrorEnvelope),
+        (status = 422, description = "No token of the model keeps to the format", body = ErrorEnvelope),
         (status = 429, description = "Too many requests wait", body = ErrorEnvelope),
         (status = 503, description = "The server stops, or its store is away", body = ErrorEnvelope),
     ))]
@@ -219,6 +225,7 @@ async fn start(state: &AppState, project: &str, request: &Request) -> Result<(Ve
     let messages = messages(&own.messages)?;
     let prompt = prompt(&model, &messages)?;
     let prompt_tokens = prompt.len() as u64;
+    let grammar = grammar(&model, own.response_format.as_ref()).await?;
     let generations = state.service.generate(Wanted {
         model: &model,
         project,
@@ -227,6 +234,8 @@ async fn start(state: &AppState, project: &str, request: &Request) -> Result<(Ve
         max_tokens_param,
         prompt_param: "messages",
         fields: sampling,
+        grammar,
+        is_background: false,
         logprobs,
         prompt_logprobs: None,
     })?;

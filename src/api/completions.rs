@@ -16,6 +16,7 @@ use super::{
     chat::Usage,
     error::{ApiError, ErrorEnvelope},
     extract::JsonObject,
+    prompt::Prompt,
     request::Asked,
     stream::{Pieces, respond, side_by_side},
 };
@@ -25,7 +26,6 @@ use crate::{
     jobs::now,
     service::{
         Problem,
-        catalogue::Model,
         fields::{Unsupported, in_range, refuse_unsupported},
         generate::{Generation, Piece, Wanted},
     },
@@ -58,15 +58,6 @@ pub struct CompletionRequest {
 }
 
 type Request = Asked<CompletionRequest>;
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
-enum Prompt {
-    Text(String),
-    Ids(Vec<u32>),
-    Texts(Vec<String>),
-    ManyIds(Vec<Vec<u32>>),
-}
 
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Completion {
@@ -156,25 +147,6 @@ pub async fn create(
     }
 }
 
-fn prompts(model: &Model, prompt: &Prompt) -> Result<Vec<Vec<u32>>, Problem> {
-    let tokenizer = &model.resident.text.tokenizer;
-    let ids = |text: &String| -> Result<Vec<u32>, Problem> {
-        let ids = tokenizer.encode(text, true)?;
-        Ok(tokenizer.bos.into_iter().filter(|bos| ids.first() != Some(bos)).chain(ids.iter().copied()).collect())
-    };
-    let prompts = match prompt {
-        Prompt::Text(text) => vec![ids(text)?],
-        Prompt::Texts(texts) => texts.iter().take(MAX_PROMPTS + 1).map(ids).collect::<Result<_, _>>()?,
-        Prompt::Ids(ids) => vec![ids.clone()],
-        Prompt::ManyIds(many) => many.iter().take(MAX_PROMPTS + 1).cloned().collect(),
-    };
-    if prompts.is_empty() || prompts.len() > MAX_PROMPTS {
-        let message = format!("prompt has no or more than {MAX_PROMPTS} prompts");
-        return Err(Problem::invalid("prompt", "out_of_range", message));
-    }
-    Ok(prompts)
-}
-
 async fn start(state: &AppState, project: &str, request: &Request) -> Result<(Vec<Generation>, Answer), Problem> {
     let Request { own, sampling } = request;
     let n = sampling.answers()?;
@@ -187,11 +159,13 @@ async fn start(state: &AppState, project: &str, request: &Request) -> Result<(Ve
     let generations = state.service.generate(Wanted {
         model: &model,
         project,
-        prompts: prompts(&model, &own.prompt)?,
+        prompts: own.prompt.ids(&model, "prompt", MAX_PROMPTS)?,
         max_tokens: Some(own.max_tokens.unwrap_or(16)),
         max_tokens_param: "max_tokens",
         prompt_param: "prompt",
         fields: sampling,
+        grammar: None,
+        is_background: false,
         logprobs,
         prompt_logprobs: logprobs.filter(|_| echo),
     })?;

@@ -16,8 +16,8 @@ use tower_http::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    AppState, adapters, chat, completions, error, extract::MAX_JSON, feedback, files, health, jobs, kept, methods,
-    models, uploads,
+    AppState, adapters, chat, completions, embeddings, error, extract::MAX_JSON, feedback, files, health, jobs, kept,
+    methods, models, uploads,
 };
 use crate::{domain::id, service::Problem};
 
@@ -28,6 +28,7 @@ pub fn routes(max_upload: u64) -> OpenApiRouter<AppState> {
         .routes(routes!(chat::create))
         .routes(routes!(kept::retrieve, kept::delete))
         .routes(routes!(completions::create))
+        .routes(routes!(embeddings::create))
         .routes(routes!(models::list))
         .routes(routes!(models::retrieve, models::delete))
         .merge(

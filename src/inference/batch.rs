@@ -1,21 +1,25 @@
 //! One forward for running sequences of one base, whatever their adapters.
 
+use std::ops::Range;
+
 use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
 
 use super::{registry::Lease, sequence::Running};
-use crate::model::{Base, Batch, Hook, Sequence};
+use crate::model::{Batch, Sequence};
 
 /// What a sequence would read in a step of its own.
 #[derive(Clone, Copy, Debug)]
 pub struct Wish {
-    pub arrival: u64,
+    /// What its project has had, then who came first.
+    pub arrival: (u64, u64),
     pub tokens: usize,
     /// It makes a token in every step; else it still reads.
     pub is_decoding: bool,
 }
 
 /// How many tokens each sequence reads in this step. Those that decode go on always; what they leave of `limit` goes
-/// to the one that came first, then to the next.
+/// to the one whose turn it is, then to the next.
 fn share(wishes: &[Wish], limit: usize) -> Vec<usize> {
     let mut shares: Vec<usize> = wishes.iter().map(|wish| usize::from(wish.is_decoding)).collect();
     let mut left = limit.saturating_sub(shares.iter().sum()).max(1);
@@ -44,40 +48,31 @@ pub fn forward(running: &mut [Running], limit: usize) -> Result<()> {
     let sequences =
         chosen.iter_mut().map(|(r, tokens)| Sequence { tokens, hook: r.lease.clone(), cache: Some(&mut r.cache) });
     let hidden = base.forward(&mut Batch { sequences: sequences.collect(), train: None })?;
-    let mut row = 0;
-    // Neighbours with one adapter share the output layer's product.
-    for group in chosen.chunk_by_mut(|(a, _), (b, _)| same(&a.lease, &b.lease)) {
-        let mut rows: Vec<u32> = Vec::new();
-        let mut counts = Vec::with_capacity(group.len());
-        for (r, tokens) in &*group {
-            let wanted = r.wanted_rows(tokens.len());
-            counts.push(wanted.len());
-            rows.extend(wanted.map(|i| (row + i) as u32));
-            row += tokens.len();
-        }
-        let lease = group.first().and_then(|(r, _)| r.lease.clone());
-        let mut scores = scores(&base, &hidden, rows, lease.as_deref())?.into_iter();
-        for ((r, _), n) in group.iter_mut().zip(counts) {
-            r.advance(&scores.by_ref().take(n).collect::<Vec<_>>());
-        }
+    // Of the rows just computed, those that need scores; and each sequence's places among these.
+    let (mut rows, mut places, mut start) = (Vec::<u32>::new(), Vec::new(), 0);
+    for (r, tokens) in &chosen {
+        let first = rows.len();
+        rows.extend(r.wanted_rows(tokens.len()).map(|i| (start + i) as u32));
+        places.push(first..rows.len());
+        start += tokens.len();
     }
+    let leases: Vec<Option<Lease>> = chosen.iter().map(|(r, _)| r.lease.clone()).collect();
+    let hooks = places.iter().zip(&leases).filter(|(places, _)| !places.is_empty());
+    let hooks: Vec<_> = hooks.map(|(places, lease)| (places.clone(), lease.as_deref())).collect();
+    let scores = match rows.is_empty() {
+        true => None,
+        false => Some(base.scores(&hidden.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?, &hooks)?),
+    };
+    let mut start = 0;
+    for (r, tokens) in &mut chosen {
+        if r.request.pooling.is_some() {
+            r.pool(&hidden.narrow(0, start, tokens.len())?.flatten_all()?.to_vec1::<f32>()?);
+        }
+        start += tokens.len();
+    }
+    let rows_of = |places: Range<usize>| scores.iter().flat_map(move |scores| places.clone().map(|i| scores.row(i)));
+    chosen.par_iter_mut().zip(places).for_each(|((r, _), places)| r.advance(&rows_of(places).collect::<Vec<_>>()));
     Ok(())
-}
-
-fn same(a: &Option<Lease>, b: &Option<Lease>) -> bool {
-    match (a, b) {
-        (Some(a), Some(b)) => std::sync::Arc::ptr_eq(a, b),
-        (None, None) => true,
-        _ => false,
-    }
-}
-
-fn scores(base: &Base, hidden: &Tensor, rows: Vec<u32>, hook: Option<&dyn Hook>) -> Result<Vec<Vec<f32>>> {
-    if rows.is_empty() {
-        return Ok(Vec::new());
-    }
-    let rows = Tensor::new(rows, &Device::Cpu)?;
-    base.logits(&hidden.index_select(&rows, 0)?, hook)?.to_vec2()
 }
 
 #[cfg(test)]
@@ -85,17 +80,23 @@ mod tests {
     use super::*;
 
     fn reads(arrival: u64, tokens: usize) -> Wish {
-        Wish { arrival, tokens, is_decoding: false }
+        Wish { arrival: (0, arrival), tokens, is_decoding: false }
     }
 
     fn decodes(arrival: u64) -> Wish {
-        Wish { arrival, tokens: 1, is_decoding: true }
+        Wish { arrival: (0, arrival), tokens: 1, is_decoding: true }
     }
 
     #[test]
     fn who_came_first_reads_first_wherever_it_stands() {
         assert_eq!(share(&[reads(3, 40), reads(1, 7), reads(2, 40)], 16), [0, 7, 9]);
         assert_eq!(share(&[reads(1, 0), reads(2, 1)], 16), [0, 1]);
+    }
+
+    #[test]
+    fn a_project_that_had_less_reads_first() {
+        let of = |rank: u64, wish: Wish| Wish { arrival: (rank, wish.arrival.1), ..wish };
+        assert_eq!(share(&[of(9, reads(1, 40)), of(2, reads(5, 10))], 16), [6, 10]);
     }
 
     #[test]

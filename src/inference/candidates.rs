@@ -51,7 +51,10 @@ pub struct Candidates {
 impl Candidates {
     /// `sampling.temperature` is above 0.
     pub fn new(scores: &[f32], sampling: &Sampling) -> Self {
-        let all = top_k(with_ids(scores), sampling.top_k);
+        let mut all = with_ids(scores);
+        // What a grammar rules out cannot be drawn, whatever the roundings of the sums.
+        all.retain(|(_, score)| *score > f32::NEG_INFINITY);
+        let all = top_k(all, sampling.top_k);
         let highest = all.iter().map(|(_, score)| *score).fold(f32::NEG_INFINITY, f32::max);
         let kept = all.len();
         let falling = Falling { all, sorted: 0 };

@@ -1,7 +1,6 @@
 //! The engine thread: continuous batching, one forward a step for all rows of a base, whatever their adapters.
 
 use std::{
-    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Weak,
@@ -13,6 +12,7 @@ use std::{
 
 use super::{
     Bases, EngineError, EngineSettings, Request, Resident, batch,
+    fairness::Fairness,
     registry::{Found, Lease, Registry},
     reply::{Place, Reply},
     sequence::Running,
@@ -35,6 +35,8 @@ pub struct Engine {
     /// How many sequences run.
     pub running: Arc<AtomicUsize>,
     pub settings: EngineSettings,
+    /// Its own, so that serving does not wait for what training has put into the common one.
+    pub pool: rayon::ThreadPool,
     pub inbox: Receiver<Command>,
     /// For those who load; the thread ends with the last handle.
     pub commands: Weak<Sender<Command>>,
@@ -53,16 +55,33 @@ struct Waiting {
 
 #[derive(Default)]
 struct State {
-    /// Next in line; adapters are there.
-    ready: VecDeque<Waiting>,
+    /// Their adapters are there.
+    ready: Vec<Waiting>,
     /// In order of arrival; their adapters are on the way, or have no room yet.
     cold: Vec<Waiting>,
     running: Vec<Running>,
     arrivals: u64,
+    fairness: Fairness,
     stop_at: Option<Instant>,
 }
 
 impl State {
+    /// The project of every request in hand.
+    fn projects(&self) -> impl Iterator<Item = &str> + Clone {
+        let waiting = self.ready.iter().chain(&self.cold).map(|waiting| waiting.request.project.as_str());
+        waiting.chain(self.running.iter().map(|running| running.request.project.as_str()))
+    }
+
+    /// Where the request is that comes next: background work last, then the project that has had least, then who
+    /// came first.
+    fn next(&self) -> Option<usize> {
+        let turn = |waiting: &Waiting| {
+            let request = &waiting.request;
+            (request.is_background, self.fairness.served(&request.project), waiting.arrival)
+        };
+        (0..self.ready.len()).min_by_key(|i| turn(&self.ready[*i]))
+    }
+
     fn is_idle(&self) -> bool {
         self.running.is_empty() && self.ready.is_empty()
     }
@@ -83,7 +102,7 @@ impl Engine {
             state.forget_the_gone();
             self.warm(&mut state);
             self.admit(&mut state);
-            self.step(&mut state.running);
+            self.step(&mut state);
             state.forget_the_gone();
         }
     }
@@ -115,10 +134,13 @@ impl Engine {
                     return reply.fail(EngineError::Adapter(message));
                 };
                 state.arrivals += 1;
+                let mut fairness = std::mem::take(&mut state.fairness);
+                fairness.join(&request.project, state.projects());
+                state.fairness = fairness;
                 let (arrival, since) = (state.arrivals, Instant::now());
                 let is_cold = request.adapter.is_some();
                 let waiting = Waiting { request, reply, resident, lease: None, arrival, since };
-                if is_cold { state.cold.push(waiting) } else { state.ready.push_back(waiting) }
+                if is_cold { state.cold.push(waiting) } else { state.ready.push(waiting) }
             }
             // Dropped: its sender hears of the stop.
             Command::Request(..) => {}
@@ -143,7 +165,7 @@ impl Engine {
             match waiting.request.adapter.as_ref().filter(|_| !is_full) {
                 None => state.cold.push(waiting),
                 Some(adapter) => match self.registry.get(&waiting.resident, adapter, self.when_loaded()) {
-                    Found::Ready(lease) => state.ready.push_back(Waiting { lease: Some(lease), ..waiting }),
+                    Found::Ready(lease) => state.ready.push(Waiting { lease: Some(lease), ..waiting }),
                     Found::Failed(error) => waiting.reply.fail(error),
                     found => {
                         is_full = matches!(found, Found::NoRoom);
@@ -159,17 +181,17 @@ impl Engine {
         move || _ = commands.upgrade().map(|commands| commands.send(Command::Loaded))
     }
 
-    /// Moves requests into the batch while there is room, first come first served.
+    /// Moves requests into the batch while there is room, each project in its turn.
     fn admit(&self, state: &mut State) {
         let mut held: usize = state.running.iter().map(|r| Running::reserved(&r.request)).sum();
-        while let Some(first) = state.ready.front() {
-            held += Running::reserved(&first.request);
+        while let Some(next) = state.next() {
+            held += Running::reserved(&state.ready[next].request);
             let fits = held <= self.settings.max_cached_tokens && state.running.len() < self.settings.max_batch;
             if !(fits || state.running.is_empty()) {
                 return;
             }
-            let Some(waiting) = state.ready.pop_front() else { return };
-            let Waiting { request, reply, resident, lease, arrival, .. } = waiting;
+            let Waiting { request, reply, resident, lease, arrival, .. } = state.ready.swap_remove(next);
+            state.fairness.charge(&request.project, request.prompt.len(), 0);
             let reply = reply.moved_to(Place::take(&self.running));
             state.running.push(Running::new(request, reply, resident, lease, arrival));
         }
@@ -177,7 +199,11 @@ impl Engine {
 
     /// One forward for each base that has running sequences. A failure ends the sequence that fails alone too, and no
     /// other: the rest read again what they had read.
-    fn step(&self, running: &mut [Running]) {
+    fn step(&self, state: &mut State) {
+        let State { running, fairness, .. } = state;
+        for running in running.iter_mut() {
+            running.rank = fairness.served(&running.request.project);
+        }
         // Rows of one adapter stand side by side.
         running.sort_by(|a, b| order(a).cmp(&order(b)));
         let together = |a: &Running, b: &Running| {
@@ -185,8 +211,16 @@ impl Engine {
         };
         for batch in running.chunk_by_mut(together) {
             let limit = self.settings.max_tokens_per_step;
-            let failure = match catch_unwind(AssertUnwindSafe(|| batch::forward(batch, limit))) {
-                Ok(Ok(())) => continue,
+            // Inside the pool: the many short parallel regions of a step start without waking anybody.
+            let forward = || self.pool.install(|| batch::forward(batch, limit));
+            let failure = match catch_unwind(AssertUnwindSafe(forward)) {
+                Ok(Ok(())) => {
+                    for running in batch.iter_mut() {
+                        let made = running.take_made();
+                        fairness.charge(&running.request.project, 0, made);
+                    }
+                    continue;
+                }
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => "a step of the engine crashed".to_owned(),
             };

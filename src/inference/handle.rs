@@ -89,7 +89,10 @@ impl Handle {
         let (waiting, running) = (Arc::default(), Arc::default());
         let registry = Arc::new(Registry::new(store, runtime, &settings));
         let limit = settings.queue;
+        let threads = rayon::current_num_threads();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("serving-{i}"));
         let engine = engine::Engine {
+            pool: pool.build().map_err(std::io::Error::other)?,
             bases,
             registry: registry.clone(),
             running: Arc::clone(&running),

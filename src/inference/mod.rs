@@ -5,6 +5,7 @@ mod bases;
 mod batch;
 mod candidates;
 mod engine;
+mod fairness;
 mod handle;
 mod registry;
 mod reply;
@@ -12,6 +13,8 @@ mod sample;
 mod sequence;
 
 use std::time::Duration;
+
+use crate::text::Grammar;
 
 pub use artifact::{ArtifactError, CONFIG, MANIFEST, WEIGHTS, generation_of, read_adapter, sha256};
 pub use bases::{Bases, Resident};
@@ -35,6 +38,19 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// The same for the prompt's tokens (`echo`).
     pub prompt_logprobs: Option<usize>,
+    /// What the completion is held to.
+    pub grammar: Option<Grammar>,
+    /// Nothing is generated: the prompt's hidden states come back as one vector.
+    pub pooling: Option<Pooling>,
+    /// Waits until nothing else does.
+    pub is_background: bool,
+}
+
+/// One vector of many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    Mean,
+    Last,
 }
 
 /// An adapter in the store.
@@ -94,7 +110,7 @@ pub struct TokenLogprob {
     pub top: Vec<(u32, f32)>,
 }
 
-/// What comes back over the channel, in this order: maybe Prompt, Tokens, then Done or Failed.
+/// What comes back over the channel, in this order: maybe Prompt, Tokens (or the Embedding), then Done or Failed.
 #[derive(Clone, Debug)]
 pub enum Output {
     /// For each prompt token; none for the first.
@@ -103,6 +119,8 @@ pub enum Output {
         id: u32,
         logprob: Option<TokenLogprob>,
     },
+    /// The only one where `pooling` was asked for.
+    Embedding(Vec<f32>),
     Done(Finish),
     Failed(EngineError),
 }
@@ -126,6 +144,9 @@ pub enum EngineError {
     /// Numbers that no token can be chosen by: the adapter's values are too large.
     #[error("the model's scores are not finite numbers: its adapter's weights are too large")]
     Scores,
+    /// No token keeps to the grammar.
+    #[error("the completion cannot keep to its format: {0}")]
+    Grammar(String),
     #[error("the server is stopping")]
     Stopping,
     #[error("{0}")]
@@ -138,4 +159,6 @@ pub struct Residency {
     pub generation: String,
     pub bytes: u64,
     pub hits: u64,
+    /// From the request for it until it could be used.
+    pub load_time: Duration,
 }

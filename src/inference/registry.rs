@@ -34,7 +34,7 @@ type Name = (String, String);
 
 enum Entry {
     Loading { bytes: u64 },
-    Ready { hook: Lease, bytes: u64, used: u64, hits: u64 },
+    Ready { hook: Lease, bytes: u64, used: u64, hits: u64, load_time: Duration },
     Failed { error: EngineError, until: Instant },
 }
 
@@ -116,6 +116,7 @@ impl Registry {
         state.entries.insert(name.clone(), Entry::Loading { bytes });
         drop(state);
         let (registry, resident, adapter) = (self.clone(), resident.clone(), adapter.clone());
+        let since = Instant::now();
         self.runtime.spawn(async move {
             let load = AssertUnwindSafe(registry.load(&resident, &adapter)).catch_unwind();
             let loaded = match tokio::time::timeout(registry.patience, load).await {
@@ -123,7 +124,7 @@ impl Registry {
                 Ok(Err(_)) => Err(EngineError::Internal("loading an adapter crashed".to_owned())),
                 Err(_) => Err(EngineError::Late(registry.patience)),
             };
-            registry.settle(name, bytes, loaded);
+            registry.settle(name, bytes, since.elapsed(), loaded);
             when_loaded();
         });
         Found::Loading
@@ -160,10 +161,10 @@ impl Registry {
         hook.map_err(|e| EngineError::Adapter(e.to_string()))
     }
 
-    fn settle(&self, name: Name, bytes: u64, loaded: Result<Lease, EngineError>) {
+    fn settle(&self, name: Name, bytes: u64, load_time: Duration, loaded: Result<Lease, EngineError>) {
         let mut state = self.state();
         let entry = match loaded {
-            Ok(hook) => Entry::Ready { hook, bytes, used: state.clock, hits: 0 },
+            Ok(hook) => Entry::Ready { hook, bytes, used: state.clock, hits: 0, load_time },
             Err(error) => Entry::Failed { error, until: Instant::now() + NEGATIVE },
         };
         state.entries.insert(name, entry);
@@ -192,8 +193,9 @@ impl Registry {
     pub fn residency(&self) -> Vec<Residency> {
         let state = self.state();
         let ready = state.entries.iter().filter_map(|((_, generation), entry)| match entry {
-            Entry::Ready { bytes, hits, used, .. } => {
-                Some((*used, Residency { generation: generation.clone(), bytes: *bytes, hits: *hits }))
+            Entry::Ready { bytes, hits, used, load_time, .. } => {
+                let (bytes, hits, load_time) = (*bytes, *hits, *load_time);
+                Some((*used, Residency { generation: generation.clone(), bytes, hits, load_time }))
             }
             _ => None,
         });

@@ -1,6 +1,7 @@
 //! The decoder of the Llama family, driven by data.
 
 use std::{
+    ops::Range,
     path::Path,
     sync::{
         Arc,
@@ -13,6 +14,7 @@ use candle_core::{Device, Result, Tensor};
 use super::{
     Hook, Linear, ModelError, SequenceCache,
     config::ModelConfig,
+    kernels::Mat,
     load,
     mlp::Mlp,
     ops::{self, Attention, RopeTable},
@@ -104,6 +106,18 @@ pub struct Batch<'a> {
     pub train: Option<u64>,
 }
 
+/// A row of scores for each row that was asked for.
+pub struct Scores {
+    data: Vec<f32>,
+    rows: Vec<Range<usize>>,
+}
+
+impl Scores {
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.data[self.rows[i].clone()]
+    }
+}
+
 /// One trained position: the hidden row that predicts `token`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Target {
@@ -176,6 +190,44 @@ impl Base {
             Some(scores) => Ok(scores),
             None => self.head.forward(hidden),
         }
+    }
+
+    /// Scores of hidden rows `(n, hidden)` for choosing tokens: each range of rows carries one hook, and together they
+    /// are all rows, in order. One product for all whose output layer is the base's.
+    pub fn scores(&self, hidden: &Tensor, hooks: &[(Range<usize>, Option<&dyn Hook>)]) -> Result<Scores> {
+        let (mut frozen, mut own) = (Vec::new(), Vec::new());
+        for (rows, hook) in hooks {
+            let head =
+                |hook: &dyn Hook| hook.head(&hidden.narrow(0, rows.start, rows.len())?.contiguous()?, &self.head);
+            match hook.map(head).transpose()?.flatten() {
+                Some(scores) => own.push((rows.clone(), scores)),
+                None => frozen.extend(rows.clone().map(|row| row as u32)),
+            }
+        }
+        let mut found = Scores { data: Vec::new(), rows: vec![0..0; hidden.dim(0)?] };
+        if !frozen.is_empty() {
+            let all = frozen.len() == found.rows.len();
+            let hidden = match all {
+                true => hidden.contiguous()?,
+                false => hidden.index_select(&Tensor::new(frozen.as_slice(), &Device::Cpu)?, 0)?,
+            };
+            let width = self.head.shape().0;
+            found.data.resize(frozen.len() * width, 0.0);
+            ops::with([&hidden], |[x]| {
+                self.head.weight().forward(Mat::new(x, frozen.len(), self.info.hidden), &mut found.data);
+                Ok(())
+            })?;
+            for (i, row) in frozen.into_iter().enumerate() {
+                found.rows[row as usize] = i * width..(i + 1) * width;
+            }
+        }
+        for (rows, scores) in own {
+            for (row, scores) in rows.zip(scores.to_vec2::<f32>()?) {
+                found.rows[row] = found.data.len()..found.data.len() + scores.len();
+                found.data.extend(scores);
+            }
+        }
+        Ok(found)
     }
 
     /// Cross entropy over some rows, in chunks: never rows × vocabulary at once, unless the hook has a head of its

@@ -6,7 +6,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{linear::Linear, mlp::Mlp};
+use super::{linear::Linear, low_rank::LowRanks, mlp::Mlp};
 use crate::domain::Site;
 
 /// Where a hook is called.
@@ -31,6 +31,13 @@ pub trait Hook: Send + Sync {
     fn embed(&self, ids: &[u32], is_start: bool, x: Tensor) -> Result<Tensor> {
         let _ = (ids, is_start);
         Ok(x)
+    }
+
+    /// All that the method does inside the layers, where that is a low-rank change of some linears and nothing else.
+    /// The changes of all adapters of a batch are then made in one op, and of the other methods here only `embed`,
+    /// `virtual_tokens` and `head` are called. No gradients: only for adapters that are served.
+    fn low_rank(&self) -> Option<&LowRanks> {
+        None
     }
 
     /// One frozen linear with the method's change: the fused way when all rows of a pass carry this adapter.

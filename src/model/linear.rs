@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor};
 
 use super::{
-    ops,
+    LowRank, ops,
     weight::{Compute, Weight},
 };
 
@@ -58,6 +58,12 @@ impl Linear {
     /// `x Wᵀ + b + scale · (x Aᵀ) Bᵀ` in one op, with gradients for `x`, `a: (r, in)` and `b: (out, r)`.
     pub fn forward_low_rank(&self, x: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
         ops::low_rank_linear(x, &self.weight, a, b, scale as f32)
+    }
+
+    /// This linear's change in an adapter to serve: `a: (r, in)` and `b: (out, r)`, row by row. Beside int8 products
+    /// the factors are kept in bf16.
+    pub fn low_rank(&self, a: Vec<f32>, b: &[f32], scale: f64) -> LowRank {
+        LowRank::new(a, b, self.shape(), scale, self.weight.compute())
     }
 
     /// W as a dense F32 tensor.

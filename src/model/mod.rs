@@ -5,6 +5,7 @@ pub mod hook;
 pub mod cache;
 pub mod decoder;
 pub mod linear;
+pub mod low_rank;
 pub mod mlp;
 
 pub mod ops;
@@ -19,9 +20,10 @@ mod quant;
 mod weight;
 
 pub use cache::SequenceCache;
-pub use decoder::{Base, Batch, CrossEntropy, Sequence, Target};
+pub use decoder::{Base, Batch, CrossEntropy, Scores, Sequence, Target};
 pub use hook::{At, Frozen, Hook};
 pub use linear::Linear;
+pub use low_rank::{LowRank, LowRanks};
 pub use weight::Compute;
 
 use crate::formats::FormatError;

@@ -8,6 +8,7 @@ use super::{
     At, Base, Batch, Hook, Linear,
     cache::LayerCache,
     gated::gated_attention,
+    low_rank::add_low_rank,
     ops::{self, Span},
 };
 use crate::domain::Site;
@@ -21,8 +22,35 @@ struct Group {
     lengths: Vec<usize>,
 }
 
+impl Group {
+    /// The hook that has to be called inside the layers: one of low-rank changes is not.
+    fn active(&self) -> Option<&Arc<dyn Hook>> {
+        self.hook.as_ref().filter(|hook| hook.low_rank().is_none())
+    }
+}
+
+/// Rows that one active hook maps, or neighbouring groups without one.
+struct Piece {
+    group: Option<usize>,
+    rows: Range<usize>,
+}
+
+/// Neighbours without an active hook are one piece.
+fn pieces(groups: &[Group]) -> Vec<Piece> {
+    let mut pieces = Vec::<Piece>::new();
+    for (i, group) in groups.iter().enumerate() {
+        let active = group.active().map(|_| i);
+        match pieces.last_mut().filter(|last| last.group.is_none() && active.is_none()) {
+            Some(last) => last.rows.end = group.rows.end,
+            None => pieces.push(Piece { group: active, rows: group.rows.clone() }),
+        }
+    }
+    pieces
+}
+
 pub(super) struct Pass {
     groups: Vec<Group>,
+    pieces: Vec<Piece>,
     /// Rows of each sequence, virtual ones included.
     rows: Vec<Range<usize>>,
     /// Virtual rows at the start of each sequence's rows.
@@ -77,7 +105,8 @@ impl Pass {
             }
             start += n;
         }
-        Ok(Self { groups, rows, virtual_rows, positions: Arc::new(positions), train: batch.train })
+        let (pieces, positions) = (pieces(&groups), Arc::new(positions));
+        Ok(Self { groups, pieces, rows, virtual_rows, positions, train: batch.train })
     }
 
     /// Token embeddings of all rows, with the rows that hooks put there.
@@ -122,9 +151,9 @@ impl Pass {
         let x = (x + self.linear(layer, Site::O, &attended, &weights.o)?)?;
 
         let h = ops::rms_norm(&x, &weights.mlp_norm, base.eps)?;
-        let replaced = self.groups.iter().any(|g| g.hook.is_some()) && self.groups.len() == 1;
-        let own = match self.groups[0].hook.as_ref().filter(|_| replaced) {
-            Some(hook) => hook.mlp(self.at(layer, &self.groups[0]), &h, &weights.mlp)?,
+        let only = self.only_active();
+        let own = match only {
+            Some((group, hook)) => hook.mlp(self.at(layer, group), &h, &weights.mlp)?,
             None => None,
         };
         let m = match own {
@@ -135,7 +164,7 @@ impl Pass {
                 let z = weights.mlp.activate(&gate, &up)?;
                 let z = self.map(z, |group, hook, z| hook.act(self.at(layer, group), z))?;
                 let m = self.linear(layer, Site::Down, &z, &weights.mlp.down)?;
-                if replaced { m } else { self.own_mlps(base, layer, &h, m)? }
+                if only.is_some() { m } else { self.own_mlps(base, layer, &h, m)? }
             }
         };
         let m = self.map(m, |group, hook, m| hook.after(self.at(layer, group), &part(&x, &group.rows)?, m))?;
@@ -166,49 +195,56 @@ impl Pass {
         At { layer, lengths: &group.lengths, train: self.train }
     }
 
-    /// One frozen product for all rows, whatever their adapters; then each adapter's change on its own rows.
-    fn linear(&self, layer: usize, site: Site, x: &Tensor, base: &Linear) -> Result<Tensor> {
+    /// The hook that has all rows to itself.
+    fn only_active(&self) -> Option<(&Group, &dyn Hook)> {
         match self.groups.as_slice() {
-            [group] => match &group.hook {
-                Some(hook) => hook.linear(self.at(layer, group), site, x, base),
-                None => base.forward(x),
-            },
-            _ => self.map(base.forward(x)?, |group, hook, y| {
-                hook.adjust(self.at(layer, group), site, &part(x, &group.rows)?, y, base)
-            }),
+            [group] => group.active().map(|hook| (group, hook.as_ref())),
+            _ => None,
         }
     }
 
-    /// Applies `f` to the rows of each group that has a hook.
-    fn map(&self, y: Tensor, f: impl Fn(&Group, &dyn Hook, Tensor) -> Result<Tensor>) -> Result<Tensor> {
-        match self.groups.as_slice() {
-            [group] => match &group.hook {
-                Some(hook) => f(group, hook.as_ref(), y),
-                None => Ok(y),
-            },
-            groups if groups.iter().all(|g| g.hook.is_none()) => Ok(y),
-            groups => {
-                let mapped = groups.iter().map(|group| {
-                    let y = part(&y, &group.rows)?;
-                    match &group.hook {
-                        Some(hook) => f(group, hook.as_ref(), y),
-                        None => Ok(y),
-                    }
-                });
-                join(mapped.collect::<Result<_>>()?)
-            }
+    /// One frozen product for all rows, whatever their adapters; then each adapter's change on its own rows.
+    fn linear(&self, layer: usize, site: Site, x: &Tensor, base: &Linear) -> Result<Tensor> {
+        if let Some((group, hook)) = self.only_active() {
+            return hook.linear(self.at(layer, group), site, x, base);
         }
+        let y = self.map(base.forward(x)?, |group, hook, y| {
+            hook.adjust(self.at(layer, group), site, &part(x, &group.rows)?, y, base)
+        })?;
+        let changes = self.groups.iter().filter_map(|group| {
+            let change = group.hook.as_ref()?.low_rank()?.get(layer, site)?;
+            Some((group.rows.clone(), change))
+        });
+        let changes: Vec<_> = changes.collect();
+        if !changes.is_empty() {
+            add_low_rank(x, &y, &changes)?;
+        }
+        Ok(y)
+    }
+
+    /// Applies `f` to the rows of each group that has an active hook.
+    fn map(&self, y: Tensor, f: impl Fn(&Group, &dyn Hook, Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        let mapped = |piece: &Piece, y: Tensor| match self.active(piece) {
+            Some((group, hook)) => f(group, hook, y),
+            None => Ok(y),
+        };
+        match self.pieces.as_slice() {
+            [piece] => mapped(piece, y),
+            pieces => join(pieces.iter().map(|piece| mapped(piece, part(&y, &piece.rows)?)).collect::<Result<_>>()?),
+        }
+    }
+
+    fn active(&self, piece: &Piece) -> Option<(&Group, &dyn Hook)> {
+        let group = &self.groups[piece.group?];
+        group.active().map(|hook| (group, hook.as_ref()))
     }
 
     fn keys(&self, layer: usize, k: Tensor, v: Tensor) -> Result<(Tensor, Tensor)> {
-        if self.groups.iter().all(|g| g.hook.is_none()) {
-            return Ok((k, v));
-        }
         let (mut ks, mut vs) = (Vec::new(), Vec::new());
-        for group in &self.groups {
-            let (k, v) = (part(&k, &group.rows)?, part(&v, &group.rows)?);
-            let (k, v) = match &group.hook {
-                Some(hook) => hook.kv(self.at(layer, group), k, v)?,
+        for piece in &self.pieces {
+            let (k, v) = (part(&k, &piece.rows)?, part(&v, &piece.rows)?);
+            let (k, v) = match self.active(piece) {
+                Some((group, hook)) => hook.kv(self.at(layer, group), k, v)?,
                 None => (k, v),
             };
             ks.push(k);
@@ -310,11 +346,11 @@ impl Pass {
     }
 
     fn prefixes(&self, layer: usize) -> Result<Vec<Option<(Tensor, Tensor)>>> {
-        self.groups.iter().map(|g| g.hook.as_ref().map_or(Ok(None), |hook| hook.prefix(layer))).collect()
+        self.groups.iter().map(|g| g.active().map_or(Ok(None), |hook| hook.prefix(layer))).collect()
     }
 
     fn gate(&self, layer: usize, group: &Group, h: &Tensor) -> Result<Option<Tensor>> {
-        let Some(hook) = &group.hook else { return Ok(None) };
+        let Some(hook) = group.active() else { return Ok(None) };
         hook.gate(self.at(layer, group), &part(h, &group.rows)?)
     }
 }

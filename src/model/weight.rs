@@ -138,6 +138,10 @@ impl Weight {
         }
     }
 
+    pub fn compute(&self) -> Compute {
+        self.compute
+    }
+
     pub fn computing(&self, compute: Compute) -> Self {
         let compute = match (compute, int8::block_len(self.storage)) {
             (Compute::Int8, None) => Compute::auto(self.storage),

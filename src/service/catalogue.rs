@@ -7,7 +7,7 @@ use super::{Problem, Service};
 use crate::{
     db::DbError,
     domain::{AdapterRecord, Caller},
-    inference::Resident,
+    inference::{AdapterRef, Resident},
 };
 
 /// What a request's `model` means.
@@ -17,6 +17,14 @@ pub struct Model {
     pub resident: Resident,
     /// The adapter, none for the base itself.
     pub adapter: Option<AdapterRecord>,
+}
+
+impl Model {
+    /// The adapter as the engine is asked for it.
+    pub fn adapter_ref(&self) -> Option<AdapterRef> {
+        let adapter = self.adapter.as_ref()?;
+        Some(AdapterRef { generation: adapter.generation.clone(), bytes: u64::try_from(adapter.bytes).unwrap_or(0) })
+    }
 }
 
 /// An entry of `GET /v1/models`.

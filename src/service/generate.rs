@@ -4,8 +4,9 @@ use tokio::sync::mpsc;
 
 use super::{Problem, Service, catalogue::Model, sampling::SamplingFields, stop::StopMatcher};
 use crate::{
-    inference::{AdapterRef, Finish, Output, Request, Resident, TokenLogprob},
-    text::Detokenizer,
+    domain::BaseInfo,
+    inference::{Finish, Output, Request, Resident, TokenLogprob},
+    text::{Detokenizer, Grammar},
 };
 
 /// Prompts to complete.
@@ -20,6 +21,10 @@ pub struct Wanted<'a> {
     /// The field that the prompts came in.
     pub prompt_param: &'static str,
     pub fields: &'a SamplingFields,
+    /// What answers are held to.
+    pub grammar: Option<Grammar>,
+    /// Waits until nothing else does.
+    pub is_background: bool,
     pub logprobs: Option<usize>,
     pub prompt_logprobs: Option<usize>,
 }
@@ -63,10 +68,7 @@ impl Service {
                 sampling.seed = sampling.seed.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15));
                 let request = Request {
                     base: resident.base.info.id.clone(),
-                    adapter: wanted.model.adapter.as_ref().map(|adapter| AdapterRef {
-                        generation: adapter.generation.clone(),
-                        bytes: u64::try_from(adapter.bytes).unwrap_or(0),
-                    }),
+                    adapter: wanted.model.adapter_ref(),
                     project: wanted.project.to_owned(),
                     prompt: prompt.clone(),
                     max_tokens: max_tokens as usize,
@@ -74,6 +76,9 @@ impl Service {
                     stop_ids: resident.text.stop_ids.clone(),
                     logprobs: wanted.logprobs,
                     prompt_logprobs: wanted.prompt_logprobs,
+                    grammar: wanted.grammar.clone(),
+                    pooling: None,
+                    is_background: wanted.is_background,
                 };
                 generations.push(Generation {
                     index,
@@ -91,21 +96,28 @@ impl Service {
     }
 }
 
+/// Ids of the vocabulary, at least one, and no more than the context.
+pub(super) fn check_prompt(info: &BaseInfo, prompt: &[u32], param: &str) -> Result<(), Problem> {
+    let (context, length) = (info.context, prompt.len());
+    if let Some(id) = prompt.iter().find(|id| **id as usize >= info.vocab) {
+        let message = format!("token id {id} is outside the vocabulary of {}", info.vocab);
+        return Err(Problem::invalid(param, "out_of_range", message));
+    }
+    if length == 0 {
+        return Err(Problem::invalid(param, "empty_prompt", format!("the {param} has no tokens")));
+    }
+    if length > context {
+        let message = format!("the {param} has {length} tokens, above the model's context of {context}");
+        return Err(Problem::invalid(param, "context_length_exceeded", message));
+    }
+    Ok(())
+}
+
 /// How many tokens may follow a prompt.
 fn room(wanted: &Wanted, prompt: &[u32]) -> Result<u64, Problem> {
     let info = &wanted.model.resident.base.info;
     let (context, length) = (info.context as u64, prompt.len() as u64);
-    if let Some(id) = prompt.iter().find(|id| **id as usize >= info.vocab) {
-        let message = format!("token id {id} is outside the vocabulary of {}", info.vocab);
-        return Err(Problem::invalid(wanted.prompt_param, "out_of_range", message));
-    }
-    if length == 0 {
-        return Err(Problem::invalid(wanted.prompt_param, "empty_prompt", "the prompt has no tokens"));
-    }
-    if length > context {
-        let message = format!("the prompt has {length} tokens, above the model's context of {context}");
-        return Err(Problem::invalid(wanted.prompt_param, "context_length_exceeded", message));
-    }
+    check_prompt(info, prompt, wanted.prompt_param)?;
     let max_tokens = wanted.max_tokens.unwrap_or(context - length);
     if max_tokens > context - length {
         let message = format!(
@@ -150,6 +162,7 @@ impl Generation {
                 }
                 Ok(Some(Piece::End { text, reason }))
             }
+            Some(Output::Embedding(_)) => Err(Problem::internal("the engine gave an embedding for a completion")),
             Some(Output::Failed(error)) => {
                 self.ended = true;
                 Err(error.into())

@@ -4,9 +4,11 @@
 pub mod adapters;
 pub mod catalogue;
 pub mod chat;
+pub mod embed;
 pub mod feedback;
 pub mod fields;
 pub mod files;
+pub mod format;
 pub mod generate;
 pub mod jobs;
 mod once;

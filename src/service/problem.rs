@@ -118,6 +118,7 @@ impl From<EngineError> for Problem {
             EngineError::Unavailable(_) => (Fault::Unavailable, "store_unavailable"),
             EngineError::Late(_) => (Fault::Unavailable, "adapter_late"),
             EngineError::Scores => (Fault::Internal, "scores_not_finite"),
+            EngineError::Grammar(_) => (Fault::Unprocessable, "format_impossible"),
             EngineError::Stopping => (Fault::Unavailable, "stopping"),
             EngineError::Internal(_) => return Self::internal(error),
         };
@@ -144,6 +145,7 @@ impl From<TextError> for Problem {
     fn from(error: TextError) -> Self {
         match error {
             TextError::Template(why) => Self::invalid("messages", "invalid_messages", why),
+            TextError::Grammar(why) => Self::invalid("response_format", "invalid_json_schema", why),
             TextError::NoTemplate(_) => Self::invalid("model", "no_chat_template", error.to_string()),
             other => Self::internal(other),
         }

@@ -1,6 +1,6 @@
 //! What the files of a Hugging Face directory say about text.
 
-use std::{fs, io::ErrorKind, path::Path};
+use std::{fs, io::ErrorKind, path::Path, sync::OnceLock};
 
 use serde_json::Value;
 
@@ -35,7 +35,7 @@ pub(super) fn text(dir: &Path) -> Result<Text, TextError> {
         .map(|source| ChatTemplate::new(&source, bos_token.unwrap_or_default(), eos_token.unwrap_or_default()))
         .transpose()?;
     let stop_ids = stop_ids(&tokenizer, eos_ids);
-    Ok(Text { tokenizer, template, stop_ids })
+    Ok(Text { tokenizer, template, stop_ids, grammars: OnceLock::new() })
 }
 
 /// A token is written as its text or as an object around it.

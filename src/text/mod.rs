@@ -2,14 +2,16 @@
 
 mod detokenizer;
 mod directory;
+mod grammar;
 mod pre;
 mod template;
 mod tokenizer;
 mod vocabulary;
 
-use std::path::Path;
+use std::{path::Path, sync::OnceLock};
 
 pub use detokenizer::Detokenizer;
+pub use grammar::{Grammar, Grammars};
 pub use template::ChatTemplate;
 pub use tokenizer::Tokenizer;
 
@@ -22,6 +24,9 @@ pub enum TextError {
     /// The base's chat template refused these messages, or ran past its limits.
     #[error("{0}")]
     Template(String),
+    /// A schema that no text can be held to, or a text that left its grammar.
+    #[error("{0}")]
+    Grammar(String),
     #[error("the base {0} has no chat template: use /v1/completions")]
     NoTemplate(String),
     #[error(transparent)]
@@ -34,6 +39,8 @@ pub struct Text {
     pub template: Option<ChatTemplate>,
     /// Tokens that end a completion: the tokenizer's eos and eot.
     pub stop_ids: Vec<u32>,
+    /// Made when first asked for.
+    grammars: OnceLock<Grammars>,
 }
 
 impl Text {
@@ -50,12 +57,22 @@ impl Text {
         let template = source.map(|source| ChatTemplate::new(source, bos, eos)).transpose()?;
         let eot = gguf.u64("tokenizer.ggml.eot_token_id").and_then(|id| u32::try_from(id).ok());
         let stop_ids = stop_ids(&tokenizer, eot.into_iter().collect());
-        Ok(Text { tokenizer, template, stop_ids })
+        Ok(Text { tokenizer, template, stop_ids, grammars: OnceLock::new() })
     }
 
     /// From a Hugging Face directory: tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json.
     pub fn from_dir(dir: &Path) -> Result<Self, TextError> {
         directory::text(dir)
+    }
+
+    /// What holds texts to schemas.
+    pub fn grammars(&self) -> Result<&Grammars, TextError> {
+        if self.grammars.get().is_none() {
+            let made = Grammars::new(&self.tokenizer, &self.stop_ids)?;
+            // Whoever was first has made the same.
+            _ = self.grammars.set(made);
+        }
+        self.grammars.get().ok_or_else(|| TextError::Grammar("no grammars".to_owned()))
     }
 
     /// By what the path is.

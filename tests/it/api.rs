@@ -2,7 +2,9 @@
 
 mod access;
 mod bad_input;
+mod embeddings;
 mod feedback;
+mod format;
 mod idempotency;
 mod lists;
 mod sampling;

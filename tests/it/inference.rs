@@ -1,7 +1,10 @@
 //! The engine without HTTP: tiny bases, adapters of random weights, a store that counts.
 
 mod batching;
+mod embedding;
+mod fairness;
 mod faults;
+mod grammar;
 mod room;
 mod slots;
 
@@ -15,7 +18,7 @@ use attune::{
     },
     jobs::publish_adapter,
     methods::AdapterFiles,
-    model::Base,
+    model::{Base, Compute},
     storage::{BlobStore, S3Settings, open},
     text::Text,
 };
@@ -31,7 +34,7 @@ use crate::support::{
     training::create,
 };
 
-/// An engine on three bases: `dense`, `other` (other weights), and `quantised`.
+/// An engine on four bases: `dense`, `other` (other weights), `quantised`, and `fast`: the same with int8 products.
 struct Bench {
     bases: Bases,
     store: Arc<Watched>,
@@ -47,8 +50,16 @@ impl Bench {
         Tiny { seed: 2, ..Tiny::default() }.write(&other);
         quantised::write(&Tiny::default(), &gguf, GgmlDType::Q4_1);
         let text = Arc::new(Text::open(&dense).unwrap());
-        let bases = [("dense", &dense), ("other", &other), ("quantised", &gguf)]
-            .map(|(id, path)| Resident { base: Base::open(id, path).unwrap(), text: text.clone() });
+        let bases = [
+            ("dense", &dense, Compute::F32),
+            ("other", &other, Compute::F32),
+            ("quantised", &gguf, Compute::F32),
+            ("fast", &gguf, Compute::Int8),
+        ]
+        .map(|(id, path, compute)| {
+            let base = Base::open(id, path).unwrap().computing(compute);
+            Resident { base, text: text.clone() }
+        });
         let bases = Bases::new(bases);
         let blobs = format!("file:{}", dir.path().join("blobs").display());
         let store = Arc::new(Watched::new(open(&blobs, &S3Settings::default()).await.unwrap()));
@@ -104,10 +115,14 @@ impl Bench {
 
     /// Keeps the engine inside a step until the latch is opened. `name` is the test's own.
     async fn hold(&self, name: &str) -> (Arc<Latch>, Receiver<Output>) {
-        let name = format!("holds {name}");
-        let adapter = self.fault(&name).await;
-        let latch = Latch::named(&name);
-        let receiver = self.engine.submit(ask(Some(&adapter), 3, 1)).unwrap();
+        let adapter = self.fault(&format!("holds {name}")).await;
+        self.hold_with(&adapter, name).await
+    }
+
+    /// The same with the fault that is published already.
+    async fn hold_with(&self, adapter: &AdapterRef, name: &str) -> (Arc<Latch>, Receiver<Output>) {
+        let latch = Latch::named(&format!("holds {name}"));
+        let receiver = self.engine.submit(ask(Some(adapter), 3, 1)).unwrap();
         latch.reached().await;
         (latch, receiver)
     }
@@ -142,6 +157,9 @@ fn ask(adapter: Option<&AdapterRef>, prompt: usize, max_tokens: usize) -> Reques
         stop_ids: vec![258],
         logprobs: Some(3),
         prompt_logprobs: None,
+        grammar: None,
+        pooling: None,
+        is_background: false,
     }
 }
 
@@ -162,6 +180,7 @@ impl Answer {
                 self.prompt = found;
             }
             Output::Token { id, logprob } => self.tokens.push((id, logprob)),
+            Output::Embedding(_) => panic!("an embedding that nobody asked for"),
             Output::Done(finish) => self.end = Some(Ok(finish)),
             Output::Failed(error) => self.end = Some(Err(error)),
         }

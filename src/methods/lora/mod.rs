@@ -11,7 +11,7 @@ use candle_core::{Device, Tensor, Var};
 use super::{AdapterFiles, Method, MethodError, Start, Trainable, file};
 use crate::{
     domain::{BaseInfo, DoraSpec, LoraSpec, MethodSpec, spec::LoraTarget},
-    model::{Base, Hook},
+    model::{Base, Hook, LowRanks},
 };
 use layer::{Adapted, LowRank};
 
@@ -52,14 +52,14 @@ impl Method for LoraSpec {
 
     fn load(&self, files: &AdapterFiles, base: &Base) -> Result<Arc<dyn Hook>, MethodError> {
         let targets = targets(self, &base.info)?;
-        let names = names(&targets, &base.info);
-        let values = file::tensors(&files.weights, &names)?;
-        let tensors: Vec<Tensor> = values
-            .into_iter()
-            .zip(&names)
-            .map(|(values, (_, shape))| Tensor::from_vec(values, shape.as_slice(), &Device::Cpu))
-            .collect::<Result<_, _>>()?;
-        Ok(Arc::new(hook(self, &base.info, &targets, &tensors)))
+        let values = file::tensors(&files.weights, &names(&targets, &base.info))?;
+        let mut changes = LowRanks::new(base.info.layers);
+        let mut values = values.into_iter();
+        for (target, (a, b)) in targets.iter().zip(std::iter::from_fn(|| values.next().zip(values.next()))) {
+            let linear = base.linear(target.layer, target.site);
+            changes.insert(target.layer, target.site, linear.low_rank(a, &b, target.scale));
+        }
+        Ok(Arc::new(changes))
     }
 }
 

@@ -77,6 +77,14 @@ by_isa! {
 }
 
 by_isa! {
+    pub fn widen(x: &[bf16], out: &mut [f32]) {
+        for (y, x) in out.iter_mut().zip(x) {
+            *y = f32::from_bits(u32::from(x.to_bits()) << 16);
+        }
+    }
+}
+
+by_isa! {
     /// Two rows to one of pairs.
     pub fn interleave(even: &[f32], odd: &[f32], out: &mut [Pair]) {
         for ((pair, even), odd) in out.iter_mut().zip(even).zip(odd) {

@@ -20,7 +20,7 @@ pub use rescale::rescale;
 use candle_core::{CpuStorage, Device, Layout, Result, Shape, Storage, Tensor};
 
 /// The numbers of a contiguous f32 tensor.
-fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+pub(super) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
         None => candle_core::bail!("a fused op needs contiguous rows"),

@@ -134,8 +134,6 @@ async fn what_openai_documents_and_we_do_not_serve_is_refused_by_name() {
         ("parallel_tool_calls", json!(false)),
         ("prediction", json!({"type": "content", "content": "a"})),
         ("reasoning_effort", json!("low")),
-        ("response_format", json!({"type": "json_object"})),
-        ("response_format", json!({"type": "json_schema", "json_schema": {"name": "a", "schema": {}}})),
         ("service_tier", json!("flex")),
         ("store", json!(true)),
         ("tool_choice", json!("required")),

@@ -37,7 +37,7 @@ fn requests(base: &str, adapters: &[Option<AdapterRef>]) -> Vec<Request> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_of_adapters_says_what_each_says_alone() {
     let bench = Bench::start(settings()).await;
-    for base in ["dense", "quantised"] {
+    for base in ["dense", "quantised", "fast"] {
         let requests = requests(base, &mixed(&bench, base).await);
         let mut alone = Vec::new();
         for request in &requests {

@@ -74,9 +74,10 @@ async fn scores_that_are_no_numbers_make_no_tokens() {
 async fn every_request_hears_of_a_stop() {
     let bench = Bench::start(EngineSettings { max_batch: 2, ..settings() }).await;
     let cold = bench.several(1).await.remove(0);
+    let holding = bench.fault("holds stop").await;
     let mut running = bench.engine.submit(ask(None, 4, 400)).unwrap();
     running.recv().await.unwrap();
-    let (latch, held) = bench.hold("stop").await;
+    let (latch, held) = bench.hold_with(&holding, "stop").await;
     // These lie in the inbox: the engine is inside a step.
     bench.store.shut();
     let waiting: Vec<_> =

@@ -156,12 +156,18 @@ while (more := client.fine_tuning.jobs.retrieve(more.id)).status not in ("succee
 assert more.status == "succeeded", more.error
 assert more.model == job.fine_tuned_model and more.fine_tuned_model != job.fine_tuned_model
 
+# Formats and embeddings.
+made = client.chat.completions.create(model=base, **ask, response_format={"type": "json_object"})
+assert made.choices[0].message.content.startswith("{"), made
+vectors = client.embeddings.create(model=base, input=["a", "b"])
+assert [round(sum(x * x for x in found.embedding), 3) for found in vectors.data] == [1, 1], vectors
+
 # Errors are the SDK's own classes.
 refused(openai.NotFoundError, "model_not_found", lambda: client.chat.completions.create(**{**ask, "model": "none"}))
 refused(
     openai.BadRequestError,
     "unsupported_parameter",
-    lambda: client.chat.completions.create(model=base, **ask, response_format={"type": "json_object"}),
+    lambda: client.chat.completions.create(model=base, **ask, user="u"),
 )
 stranger = openai.OpenAI(base_url=base_url, api_key="wrong-key-of-twenty-letters", max_retries=0)
 refused(openai.AuthenticationError, "invalid_api_key", lambda: stranger.models.list())

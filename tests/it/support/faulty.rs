@@ -72,6 +72,11 @@ impl Latch {
         self.changed.notify_all();
     }
 
+    /// As at first.
+    pub fn close(&self) {
+        *self.state.lock().unwrap() = (false, false);
+    }
+
     /// Waits until somebody stands before it.
     pub async fn reached(self: &Arc<Self>) {
         let latch = self.clone();
