@@ -19,6 +19,7 @@ mod openapi;
 mod prompt;
 mod request;
 mod router;
+mod said;
 pub mod serve;
 mod stream;
 mod uploads;

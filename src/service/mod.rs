@@ -15,6 +15,7 @@ mod once;
 pub mod problem;
 pub mod sampling;
 pub mod stop;
+pub mod tools;
 pub mod uploads;
 
 use std::sync::Arc;

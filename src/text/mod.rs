@@ -6,6 +6,7 @@ mod grammar;
 mod pre;
 mod template;
 mod tokenizer;
+mod tools;
 mod vocabulary;
 
 use std::{path::Path, sync::OnceLock};
@@ -14,6 +15,7 @@ pub use detokenizer::Detokenizer;
 pub use grammar::{Grammar, Grammars};
 pub use template::ChatTemplate;
 pub use tokenizer::Tokenizer;
+pub use tools::{Said, ToolCall, ToolReader, ToolStyle};
 
 use crate::formats::{FormatError, gguf::Gguf};
 

@@ -9,4 +9,5 @@ mod idempotency;
 mod lists;
 mod sampling;
 mod text;
+mod tools;
 mod uploads;

@@ -136,8 +136,6 @@ async fn what_openai_documents_and_we_do_not_serve_is_refused_by_name() {
         ("reasoning_effort", json!("low")),
         ("service_tier", json!("flex")),
         ("store", json!(true)),
-        ("tool_choice", json!("required")),
-        ("tools", json!([{"type": "function", "function": {"name": "f"}}])),
         ("user", json!("u")),
         ("verbosity", json!("low")),
         ("web_search_options", json!({})),
