@@ -148,7 +148,8 @@ async fn a_damaged_checkpoint_is_passed_over() {
         bytes[middle] ^= 1;
     };
     let truncate = |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() - 7);
-    let damages: [(&str, fn(&mut Vec<u8>)); 4] = [
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [(&str, Damage); 4] = [
         ("trainer.safetensors", flip),
         ("trainer.json", truncate),
         ("adapter_model.safetensors", truncate),

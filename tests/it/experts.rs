@@ -34,13 +34,14 @@ fn adapter(method: &str) -> AdapterFiles {
 fn rows() -> Vec<Example> {
     let batch = json_of("golden/batch.json");
     let table = |key: &str| -> Vec<Vec<i64>> { serde_json::from_value(batch[key].clone()).unwrap() };
-    let rows = table("input_ids").into_iter().zip(table("labels")).zip(table("attention_mask")).zip(1..);
-    let row = |(((ids, labels), mask), line): (((Vec<i64>, Vec<i64>), Vec<i64>), u64)| {
+    let (ids, labels, masks) = (table("input_ids"), table("labels"), table("attention_mask"));
+    let row = |i: usize| {
+        let (ids, labels, mask) = (&ids[i], &labels[i], &masks[i]);
         let length = mask.iter().sum::<i64>() as usize;
         let labels = labels[..length].iter().map(|label| u32::try_from(*label).ok()).collect();
-        Example { line, ids: ids[..length].iter().map(|id| *id as u32).collect(), labels }
+        Example { line: i as u64 + 1, ids: ids[..length].iter().map(|id| *id as u32).collect(), labels }
     };
-    rows.map(row).collect()
+    (0..ids.len()).map(row).collect()
 }
 
 fn largest(x: &Tensor) -> f32 {

@@ -17,8 +17,7 @@ fn pairs(n: usize) -> String {
 }
 
 fn thumbs(n: usize) -> String {
-    let row =
-        |i: usize| json!({"prompt": format!("Question {i}"), "completion": format!(" it {i}"), "label": i % 2 == 0});
+    let row = |i: usize| json!({"prompt": format!("Question {i}"), "completion": format!(" it {i}"), "label": i.is_multiple_of(2)});
     (0..n).map(|i| format!("{}\n", row(i))).collect()
 }
 
