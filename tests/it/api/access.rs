@@ -1,6 +1,6 @@
 //! Who may call what. The routes come from the OpenAPI document, so that a new one is covered when it appears.
 
-use reqwest::Method;
+use reqwest::{Method, multipart};
 use serde_json::{Value, json};
 
 use crate::support::server::{Answer, Client, Server, answer};
@@ -20,7 +20,8 @@ async fn routes(client: &Client) -> Vec<(Method, String)> {
 
 /// What each kind of key reaches, decided here once more and not read from the code.
 fn may(scope: &str, method: &Method, path: &str) -> bool {
-    let is_text = path.ends_with("/completions") || ["/v1/embeddings", "/v1/classify"].contains(&path);
+    let says = path == "/v1/feedback" && *method == Method::POST;
+    let is_text = says || path.ends_with("/completions") || ["/v1/embeddings", "/v1/classify"].contains(&path);
     let is_models = path.starts_with("/v1/models") && *method == Method::GET;
     match scope {
         "all" => true,
@@ -32,7 +33,17 @@ fn may(scope: &str, method: &Method, path: &str) -> bool {
 }
 
 async fn call(client: &Client, method: &Method, path: &str) -> Answer {
-    answer(client.request(method.clone(), path)).await
+    let request = client.request(method.clone(), path);
+    // Routes that look at the body before they look for the id.
+    let request = match path.rsplit('/').next() {
+        Some("parts") => {
+            let data = multipart::Part::bytes(b"{}".to_vec()).file_name("part");
+            request.multipart(multipart::Form::new().part("data", data))
+        }
+        Some("complete") => request.json(&json!({"part_ids": ["part_none"]})),
+        _ => request,
+    };
+    answer(request).await
 }
 
 #[tokio::test]
@@ -86,12 +97,21 @@ async fn foreign_ids_answer_like_unknown_ones() {
     let model = job["fine_tuned_model"].as_str().unwrap();
     let adapters = mine.get("/v1/adapters").await.ok();
     let adapter = adapters["data"][0]["id"].as_str().unwrap();
+    let kept =
+        json!({"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, "store": true});
+    let completion = mine.post("/v1/chat/completions", &kept).await.ok()["id"].clone();
+    let feedback = mine.post("/v1/feedback", &json!({"completion_id": completion, "thumb": "up"})).await.ok();
+    let upload = json!({"filename": "rows.jsonl", "purpose": "fine-tune", "bytes": 9, "mime_type": "text/jsonl"});
+    let upload = mine.post("/v1/uploads", &upload).await.ok();
     let fill = |path: &str, unknown: bool| {
         let id = |known: &str| if unknown { format!("{}x", &known[..known.len() - 1]) } else { known.to_owned() };
         path.replace("{file_id}", &id(&file))
             .replace("{job_id}", &id(job["id"].as_str().unwrap()))
             .replace("{model}", &id(model))
             .replace("{adapter_id}", &id(adapter))
+            .replace("{completion_id}", &id(completion.as_str().unwrap()))
+            .replace("{feedback_id}", &id(feedback["id"].as_str().unwrap()))
+            .replace("{upload_id}", &id(upload["id"].as_str().unwrap()))
     };
     let mut tried = 0;
     for (method, path) in routes(&mine).await.iter().filter(|(_, path)| path.contains('{')) {
