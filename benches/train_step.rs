@@ -87,8 +87,16 @@ fn main() -> Result<()> {
     // The peak starts again from here where the kernel allows it.
     let _ = fs::write("/proc/self/clear_refs", "5");
     let mut watch = Watch { since: Instant::now(), steps: Vec::new() };
-    let run =
-        Run { spec: &spec, base, train: &rows, valid: &[], resume: None, start: None, tokenize: &|_| Ok(Vec::new()) };
+    let run = Run {
+        spec: &spec,
+        base,
+        train: &rows,
+        valid: &[],
+        resume: None,
+        start: None,
+        world: None,
+        tokenize: &|_| Ok(Vec::new()),
+    };
     trainer::train(run, &mut watch)?;
 
     let (first, counted) = watch.steps.split_first().context("no step was run")?;

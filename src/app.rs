@@ -54,12 +54,17 @@ impl Node {
         Ok(Self { db, store, bases, memory_limit: config.memory_limit, lock })
     }
 
-    fn start_workers(&self, count: u8, wake: &Arc<Notify>) -> Vec<Worker> {
+    fn start_engine(&self, settings: EngineSettings) -> std::io::Result<Handle> {
+        Handle::start(self.bases.clone(), self.store.clone(), tokio::runtime::Handle::current(), settings)
+    }
+
+    fn start_workers(&self, count: u8, wake: &Arc<Notify>, engine: &Handle) -> Vec<Worker> {
         let context = || jobs::Context {
             db: self.db.clone(),
             store: self.store.clone(),
             bases: self.bases.clone(),
             memory_limit: self.memory_limit,
+            engine: engine.clone(),
         };
         (0..count).map(|_| jobs::start(context(), wake.clone())).collect()
     }
@@ -110,10 +115,9 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         adapter_budget_bytes: config.adapter_budget,
         ..EngineSettings::default()
     };
-    let runtime = tokio::runtime::Handle::current();
-    let engine = Handle::start(node.bases.clone(), node.store.clone(), runtime, settings)?;
+    let engine = node.start_engine(settings)?;
     let wake = Arc::new(Notify::new());
-    let workers = node.start_workers(config.workers, &wake);
+    let workers = node.start_workers(config.workers, &wake, &engine);
     let Node { db, store, bases, memory_limit, lock } = node;
     let service = Service {
         db,
@@ -246,11 +250,14 @@ pub async fn work_until_stopped(config: &WorkerConfig) -> anyhow::Result<()> {
         bail!("--blob-store: {shared} a blob store, file:DIR or s3://BUCKET/PREFIX; name the server's");
     }
     let node = Node::open(&config.node, Compute::F32).await?;
-    let workers = node.start_workers(config.workers, &Arc::new(Notify::new()));
+    // Nobody is served here; objectives that learn from completions draw them.
+    let engine = node.start_engine(EngineSettings::default())?;
+    let workers = node.start_workers(config.workers, &Arc::new(Notify::new()), &engine);
     let bases: Vec<_> = node.bases.iter().map(|resident| resident.base.info.id.as_str()).collect();
     println!("waiting for jobs on {}", bases.join(", "));
     std::io::stdout().flush()?;
     serve::stop_signal().await?;
     stop_all(workers).await;
+    engine.stop(GRACE).await;
     Ok(())
 }

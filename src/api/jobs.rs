@@ -113,6 +113,10 @@ impl From<Job> for JobObject {
         if let (Some(all), Some(shared)) = (of_method.as_object_mut(), hyperparameters.as_object()) {
             all.extend(shared.clone());
         }
+        let mut of_method = json!({"hyperparameters": of_method});
+        if let Some(Some(grader)) = objective.grader() {
+            of_method["grader"] = json!(grader);
+        }
         let name = objective.type_name();
         Self {
             id: job.id,
@@ -131,7 +135,7 @@ impl From<Job> for JobObject {
             error: job.error,
             seed: job.spec.seed,
             estimated_finish: job.estimated_finish,
-            method: json!({"type": name, name: {"hyperparameters": of_method}}),
+            method: json!({"type": name, name: of_method}),
             hyperparameters,
             metadata: job.metadata,
             integrations: Vec::new(),

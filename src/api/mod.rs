@@ -11,6 +11,7 @@ mod estimate;
 mod extract;
 mod feedback;
 mod files;
+mod graders;
 mod health;
 mod jobs;
 mod kept;

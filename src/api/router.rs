@@ -17,7 +17,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     AppState, adapters, chat, classify, completions, embeddings, error, estimate, extract::MAX_JSON, feedback, files,
-    health, jobs, kept, methods, models, uploads,
+    graders, health, jobs, kept, methods, models, uploads,
 };
 use crate::{domain::id, service::Problem};
 
@@ -60,6 +60,8 @@ pub fn routes(max_upload: u64) -> OpenApiRouter<AppState> {
         .routes(routes!(feedback::export))
         .routes(routes!(feedback::delete))
         .routes(routes!(methods::list))
+        .routes(routes!(graders::run))
+        .routes(routes!(graders::validate))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Chat, Fault, MAX_MESSAGES, record, shown};
+use super::{Chat, Fault, MAX_MESSAGES, Question, record, shown};
 
 pub const ROW_FIELDS: &[&str] = &["messages", "tools", "parallel_tool_calls"];
 const SHARED_FIELDS: &[&str] = &["role", "content", "name"];
@@ -72,6 +72,37 @@ pub(super) fn tools(value: Option<Value>) -> Result<Option<Vec<Value>>, Fault> {
 }
 
 pub(super) fn conversation(values: Vec<Value>, tools: Option<Vec<Value>>) -> Result<Chat, Fault> {
+    let (messages, trained, assistants) = turns(values)?;
+    if assistants == 0 {
+        return Err(Fault::new("missing_assistant", "the conversation has no assistant message to learn from"));
+    }
+    if trained.is_empty() {
+        return Err(Fault::new("no_trained_tokens", "every assistant message has weight 0"));
+    }
+    Ok(Chat { messages, tools, trained })
+}
+
+/// Whether a row of messages asks for an answer instead of giving one.
+pub fn is_question(row: &Map<String, Value>) -> bool {
+    let last = row.get("messages").and_then(Value::as_array).and_then(|messages| messages.last());
+    last.and_then(|message| message.get("role")).is_some_and(|role| role == "user" || role == "tool")
+}
+
+/// A conversation that ends with a question; other fields are the grader's.
+pub fn question(mut row: Map<String, Value>) -> Result<Question, Fault> {
+    if !is_question(&row) {
+        let message = "the last message must be the user's: the answer is for the model to find";
+        return Err(Fault::new("invalid_message", message));
+    }
+    let item = Value::Object(row.clone());
+    row.retain(|key, _| ROW_FIELDS.contains(&key.as_str()));
+    let (messages, tools) = fields(row)?;
+    let (messages, _, _) = turns(messages)?;
+    Ok(Question { messages, tools, item })
+}
+
+/// Messages in OpenAI's shape, places of those that are trained on, and how many are the assistant's.
+fn turns(values: Vec<Value>) -> Result<(Vec<Value>, Vec<usize>, usize), Fault> {
     if values.len() > MAX_MESSAGES {
         let message = format!("{} messages are above the limit of {MAX_MESSAGES}", values.len());
         return Err(Fault::new("too_many_messages", message));
@@ -91,13 +122,7 @@ pub(super) fn conversation(values: Vec<Value>, tools: Option<Vec<Value>>) -> Res
         }
         messages.push(Value::Object(message));
     }
-    if assistants == 0 {
-        return Err(Fault::new("missing_assistant", "the conversation has no assistant message to learn from"));
-    }
-    if trained.is_empty() {
-        return Err(Fault::new("no_trained_tokens", "every assistant message has weight 0"));
-    }
-    Ok(Chat { messages, tools, trained })
+    Ok((messages, trained, assistants))
 }
 
 fn role(place: usize, message: &Map<String, Value>) -> Result<String, Fault> {

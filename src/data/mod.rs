@@ -10,13 +10,15 @@ mod validate;
 
 use std::io::BufRead;
 
+use serde_json::Value;
+
 use crate::{
     domain::{LineError, dataset::RowKind},
     text::Text,
 };
 
 pub use preference::{Answer, Judgement, Preference};
-pub use record::{Chat, Completion, Format, Record, Tokens};
+pub use record::{Chat, Completion, Format, Question, Record, Tokens};
 pub use validate::{check_structure, load, validate};
 
 /// The longest line, in bytes. A longer one is passed over without being held in memory.
@@ -48,6 +50,30 @@ pub enum Row {
     Example(Example),
     Pair(Pair),
     Judged(Judged),
+    Prompt(Prompt),
+    /// Not from a file: a run's own completion.
+    Sampled(Sampled),
+}
+
+/// A question, rendered up to where the answer begins.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prompt {
+    pub text: Example,
+    /// The whole row, for graders.
+    pub item: Value,
+}
+
+/// A completion that a run has drawn, and what it was worth.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampled {
+    pub example: Example,
+    pub advantage: f64,
+    /// What it was drawn with; log-probabilities are at the same.
+    pub temperature: f64,
+    /// Of each trained token, under the policy that drew it; none while that is the policy.
+    pub old: Option<Vec<f64>>,
+    /// The same under the reference; empty without one.
+    pub reference: Vec<f64>,
 }
 
 /// Two answers to one prompt.
@@ -72,6 +98,7 @@ impl Row {
             Row::Example(_) => RowKind::Examples,
             Row::Pair(_) => RowKind::Pairs,
             Row::Judged(_) => RowKind::Judged,
+            Row::Prompt(_) | Row::Sampled(_) => RowKind::Prompts,
         }
     }
 
@@ -81,6 +108,8 @@ impl Row {
             Row::Example(example) => (example, None),
             Row::Pair(pair) => (&pair.chosen, Some(&pair.rejected)),
             Row::Judged(judged) => (&judged.example, None),
+            Row::Prompt(prompt) => (&prompt.text, None),
+            Row::Sampled(sampled) => (&sampled.example, None),
         };
         std::iter::once(first).chain(second)
     }

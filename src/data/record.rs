@@ -23,6 +23,8 @@ pub enum Format {
     Preference,
     /// `{"prompt","completion","label"}`
     Judged,
+    /// `{"messages":[… the user's last], …}` with any other fields, for graders.
+    Reinforcement,
 }
 
 /// A row, checked for everything that needs no tokenizer.
@@ -33,6 +35,16 @@ pub enum Record {
     Tokens(Tokens),
     Preference(Preference),
     Judged(Judgement),
+    Question(Question),
+}
+
+/// What shall be answered, and what graders need to judge the answer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Question {
+    pub messages: Vec<Value>,
+    pub tools: Option<Vec<Value>>,
+    /// The whole row.
+    pub item: Value,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -66,13 +78,16 @@ impl Format {
             Format::ShareGpt => "sharegpt",
             Format::Preference => "preference",
             Format::Judged => "unpaired_preference",
+            Format::Reinforcement => "reinforcement",
         }
     }
 
     /// By its name in reports.
     pub fn parse(name: &str) -> Option<Self> {
         use Format::*;
-        [Chat, PromptCompletion, Tokens, Alpaca, ShareGpt, Preference, Judged].into_iter().find(|f| f.as_str() == name)
+        [Chat, PromptCompletion, Tokens, Alpaca, ShareGpt, Preference, Judged, Reinforcement]
+            .into_iter()
+            .find(|format| format.as_str() == name)
     }
 
     /// What its rows can be used for.
@@ -80,8 +95,18 @@ impl Format {
         match self {
             Format::Preference => RowKind::Pairs,
             Format::Judged => RowKind::Judged,
+            Format::Reinforcement => RowKind::Prompts,
             _ => RowKind::Examples,
         }
+    }
+
+    /// The format of a row in a file of this format: questions and conversations look alike, and the first row tells.
+    pub(super) fn within(self, first: Option<Self>, row: &Map<String, Value>) -> Self {
+        let is_question = match first {
+            Some(first) => first == Format::Reinforcement,
+            None => chat::is_question(row),
+        };
+        if self == Format::Chat && is_question { Format::Reinforcement } else { self }
     }
 
     /// By the field that only this format has.
@@ -131,6 +156,7 @@ impl Record {
             Format::Tokens => tokens(row).map(Record::Tokens),
             Format::Preference => preference::pair(row).map(Record::Preference),
             Format::Judged => preference::judged(row).map(Record::Judged),
+            Format::Reinforcement => chat::question(row).map(Record::Question),
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use serde_json::Value;
 
-use super::{Answer, Chat, Completion, Context, Example, Fault, Judged, Pair, Record, Row};
+use super::{Answer, Chat, Completion, Context, Example, Fault, Judged, Pair, Prompt, Record, Row};
 use crate::text::ChatTemplate;
 
 /// The row as an objective takes it. A text that is too long comes without labels: it is left out anyway, and the
@@ -31,6 +31,13 @@ pub fn row(line: u64, record: &Record, context: &Context) -> Result<Row, Fault> 
                 return Err(Fault::new("equal_sides", "the two answers are the same tokens"));
             }
             Ok(Row::Pair(Pair { chosen, rejected, margin: preference.margin }))
+        }
+        Record::Question(question) => {
+            let chat = Chat { messages: question.messages.clone(), tools: question.tools.clone(), trained: Vec::new() };
+            let ids = open_ids(&chat, context)?;
+            check_ids(&ids, context)?;
+            let text = Example { line, labels: vec![None; ids.len()], ids };
+            Ok(Row::Prompt(Prompt { text, item: question.item.clone() }))
         }
         Record::Judged(judgement) => {
             let example = text(&judgement.answer)?;
@@ -67,6 +74,16 @@ pub fn text(ids: &[u32], context: &Context) -> Result<String, Fault> {
 }
 
 type Spans = Vec<(usize, usize)>;
+
+/// A conversation up to where its answer begins.
+fn open_ids(chat: &Chat, context: &Context) -> Result<Vec<u32>, Fault> {
+    let Some(template) = &context.text.template else {
+        let message = format!("the base {} has no chat template: prompts cannot be rendered", context.base_id);
+        return Err(Fault::new("no_template", message));
+    };
+    let text = rendered(template, &chat.messages, chat, true)?;
+    Ok(with_bos(encode(&text, context)?, context))
+}
 
 fn chat_ids(chat: &Chat, context: &Context) -> Result<(Vec<u32>, Spans), Fault> {
     let Some(template) = &context.text.template else {

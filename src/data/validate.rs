@@ -75,7 +75,7 @@ fn each_row(
         let number = line.number;
         let row = line.text.and_then(|text| {
             let object = record::object(text)?;
-            let format = Format::of(&object)?;
+            let format = Format::of(&object)?.within(first.map(|(format, _)| format), &object);
             let (expected, since) = *first.get_or_insert((format, number));
             if format != expected {
                 let (this, that) = (format.as_str(), expected.as_str());

@@ -12,6 +12,8 @@ pub enum RowKind {
     Pairs,
     /// Answers with a thumb up or down.
     Judged,
+    /// Questions to answer, with whatever a grader needs.
+    Prompts,
 }
 
 impl RowKind {
@@ -20,6 +22,7 @@ impl RowKind {
         match self {
             RowKind::Examples => "rows to learn: messages, or prompt and completion",
             RowKind::Pairs => "pairs: input, preferred_output and non_preferred_output, or prompt, chosen and rejected",
+            RowKind::Prompts => "prompts: messages that end with the user's, and the fields that the grader names",
             RowKind::Judged => "judged answers: prompt, completion and label",
         }
     }
@@ -64,7 +67,8 @@ pub struct FileReport {
     pub file_id: String,
     /// The base whose template and tokenizer were used.
     pub model: String,
-    /// `chat`, `prompt_completion`, `tokens`, `alpaca`, `sharegpt`, `preference`, `unpaired_preference`, or null when no line could be read.
+    /// `chat`, `prompt_completion`, `tokens`, `alpaca`, `sharegpt`, `preference`, `unpaired_preference`,
+    /// `reinforcement`, or null when no line could be read.
     pub format: Option<String>,
     pub rows: u64,
     /// Rows that a job can train on.

@@ -12,6 +12,7 @@ pub mod job;
 pub mod key;
 pub mod observer;
 pub mod rng;
+pub mod rollout;
 pub mod spec;
 pub mod upload;
 
@@ -25,6 +26,7 @@ pub use file::FileRecord;
 pub use job::{Failure, Job, JobStatus};
 pub use key::{ApiKey, Caller, Scope};
 pub use observer::{Control, Observer, Snapshot};
+pub use rollout::Completion;
 pub use spec::{
     AdaLoraSpec, DoraSpec, Hyperparameters, Ia3Spec, LoraSpec, MethodSpec, MoeLoraSpec, ObjectiveSpec, PTuningSpec,
     PTuningV2Spec, PrefixTuningSpec, PromptTuningSpec, SpecError, TrainSpec, Training, TrainingRequest, UnipeltSpec,

@@ -22,7 +22,8 @@ use super::{
 const GLANCE: Duration = Duration::from_millis(20);
 
 pub enum Command {
-    Request(Box<Request>, Reply),
+    /// With its adapter, if the sender holds one.
+    Request(Box<Request>, Reply, Option<Lease>),
     /// An adapter is in memory now, or has failed.
     Loaded,
     Stop(Duration),
@@ -128,7 +129,7 @@ impl Engine {
 
     fn take(&self, state: &mut State, command: Command) {
         match command {
-            Command::Request(request, mut reply) if state.stop_at.is_none() => {
+            Command::Request(request, mut reply, lease) if state.stop_at.is_none() => {
                 let Some(resident) = self.bases.get(&request.base).cloned() else {
                     let message = format!("the base {} is not resident", request.base);
                     return reply.fail(EngineError::Adapter(message));
@@ -138,8 +139,8 @@ impl Engine {
                 fairness.join(&request.project, state.projects());
                 state.fairness = fairness;
                 let (arrival, since) = (state.arrivals, Instant::now());
-                let is_cold = request.adapter.is_some();
-                let waiting = Waiting { request, reply, resident, lease: None, arrival, since };
+                let is_cold = request.adapter.is_some() && lease.is_none();
+                let waiting = Waiting { request, reply, resident, lease, arrival, since };
                 if is_cold { state.cold.push(waiting) } else { state.ready.push(waiting) }
             }
             // Dropped: its sender hears of the stop.
@@ -240,8 +241,9 @@ impl Engine {
 }
 
 /// Sequences of one base, then of one adapter, side by side, in order of arrival; suspects behind the others.
-fn order(running: &Running) -> (&str, bool, Option<&str>, u64) {
+fn order(running: &Running) -> (&str, bool, Option<usize>, u64) {
     let request = &running.request;
-    let generation = request.adapter.as_ref().map(|adapter| adapter.generation.as_str());
-    (&request.base, running.is_suspect, generation, running.arrival)
+    // Where it lies in memory: as good a name as any, also for those that have no other.
+    let lease = running.lease.as_ref().map(|lease| Arc::as_ptr(lease).addr());
+    (&request.base, running.is_suspect, lease, running.arrival)
 }

@@ -15,7 +15,7 @@ use tokio::{runtime, sync::mpsc};
 use super::{
     Bases, EngineError, Output, Request, Residency,
     engine::{self, Command},
-    registry::{Loader, Registry},
+    registry::{Lease, Loader, Registry},
     reply::{Place, Reply},
 };
 use crate::{methods, storage::BlobStore};
@@ -107,13 +107,22 @@ impl Handle {
     /// Queues a request; what comes back ends with `Done` or `Failed`. Dropping the receiver frees everything within a
     /// step.
     pub fn submit(&self, request: Request) -> Result<mpsc::Receiver<Output>, EngineError> {
+        self.queue(request, None)
+    }
+
+    /// The same with an adapter that is in memory already, and need not be in the store (a policy in training).
+    pub fn submit_with(&self, request: Request, lease: Lease) -> Result<mpsc::Receiver<Output>, EngineError> {
+        self.queue(request, Some(lease))
+    }
+
+    fn queue(&self, request: Request, lease: Option<Lease>) -> Result<mpsc::Receiver<Output>, EngineError> {
         if request.prompt.is_empty() {
             return Err(EngineError::Internal("a request without a prompt reached the engine".to_owned()));
         }
         let place = Place::take_below(&self.waiting, self.limit).ok_or(EngineError::Full { limit: self.limit })?;
         // Room for all that can come: the engine never waits for a reader.
         let (output, receiver) = mpsc::channel(request.max_tokens + 4);
-        let command = Command::Request(Box::new(request), Reply::new(output, place));
+        let command = Command::Request(Box::new(request), Reply::new(output, place), lease);
         self.commands.send(command).map_err(|_| EngineError::Stopping)?;
         Ok(receiver)
     }

@@ -3,6 +3,7 @@
 pub mod memory;
 mod observe;
 mod publish;
+mod rollout;
 mod run;
 mod worker;
 
@@ -11,7 +12,13 @@ use std::sync::Arc;
 pub use publish::publish_adapter;
 pub use worker::{Worker, start};
 
-use crate::{db::Db, inference::Bases, storage::BlobStore};
+pub use rollout::{EngineRollout, GraderReward};
+
+use crate::{
+    db::Db,
+    inference::{Bases, Handle},
+    storage::BlobStore,
+};
 
 /// What a worker works with.
 #[derive(Clone)]
@@ -21,6 +28,8 @@ pub struct Context {
     pub bases: Bases,
     /// Bytes that a job may take; none asks the machine.
     pub memory_limit: Option<u64>,
+    /// For objectives that learn from the model's own completions.
+    pub engine: Handle,
 }
 
 /// Unix seconds of this machine: for labels only; leases use the database's clock.

@@ -8,6 +8,7 @@ use super::{
     Context, memory, now,
     observe::{JobObserver, Signals},
     publish::publish_adapter,
+    rollout::{EngineRollout, GraderReward},
 };
 use crate::{
     data::{self, DataError, Row},
@@ -15,8 +16,9 @@ use crate::{
     domain::{AdapterRecord, EventKind, Failure, FileRecord, Job, Metrics, Snapshot, id},
     inference::{ArtifactError, Resident, read_adapter, sha256},
     methods::{AdapterFiles, MethodError},
+    objectives::grade::GradeError,
     storage::{Key, StorageError},
-    trainer::{self, Outcome, Run, TrainError},
+    trainer::{self, Outcome, Run, TrainError, World},
 };
 
 /// The training thread's stack: candle's backward recurses once a node. Only what is touched takes memory.
@@ -148,8 +150,16 @@ async fn on_a_thread(mut work: Work) -> Result<Outcome, Stop> {
             let ids = work.resident.text.tokenizer.encode(text, false);
             ids.map_err(|error| MethodError::Mismatch(error.to_string()))
         };
+        let rollout = EngineRollout {
+            engine: work.observer.context.engine.clone(),
+            resident: work.resident.clone(),
+            project: work.job.project.clone(),
+        };
+        let grader = work.job.spec.objective.grader().flatten();
+        let reward = grader.map(|grader| GraderReward { grader: grader.clone(), resident: work.resident.clone() });
         let run = Run {
             tokenize: &tokenize,
+            world: reward.as_ref().map(|reward| World { rollout: &rollout, reward }),
             spec: &work.job.spec,
             base: work.resident.base.clone(),
             train: &work.train,
@@ -203,7 +213,11 @@ fn of_training(error: TrainError) -> Stop {
         TrainError::Tensor(error) => failed("internal", error.to_string(), None),
         TrainError::Observer(error) => match error.downcast::<DbError>() {
             Ok(error) => error.into(),
-            Err(error) => Stop::Again(error),
+            Err(error) => match error.downcast::<GradeError>() {
+                // The next attempt would fail alike.
+                Ok(error) => failed("spec_invalid_grader", error.to_string(), Some("method")),
+                Err(error) => Stop::Again(error),
+            },
         },
     }
 }

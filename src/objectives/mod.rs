@@ -4,11 +4,15 @@
 //! optimiser step has: however the rows are split into micro-batches, each unit weighs the same.
 
 pub mod dpo;
+pub mod grade;
+pub mod grpo;
 pub mod ipo;
 pub mod kto;
+pub mod online;
 pub mod orpo;
 pub mod preference;
 pub mod reward_model;
+pub mod rloo;
 pub mod score;
 pub mod simpo;
 pub mod supervised;
@@ -19,7 +23,7 @@ use candle_core::{Result, Tensor};
 
 use crate::{
     data::Row,
-    domain::ObjectiveSpec,
+    domain::{ObjectiveSpec, spec::Draw},
     methods::Trainable,
     model::{Base, Batch, Hook, Tape},
 };
@@ -78,8 +82,22 @@ pub trait Objective: Send + Sync {
         false
     }
 
+    /// Itself, where it learns from the model's own completions: its passes are then over those.
+    fn online(&self) -> Option<&dyn Online> {
+        None
+    }
+
     /// Forward over the rows of a micro-batch. They are of the kind that the spec names.
     fn pass(&self, models: &Models, rows: &[&Row]) -> Result<Found>;
+}
+
+/// What learns from the model's own completions.
+pub trait Online: Objective {
+    fn draw(&self) -> Draw;
+
+    /// What each completion of each group is better by than could be expected. `divergences` are the completions'
+    /// summed `log π − log π_ref`, 0 without a reference.
+    fn advantages(&self, rewards: &[Vec<f64>], divergences: &[Vec<f64>]) -> Vec<Vec<f64>>;
 }
 
 pub fn of(spec: &ObjectiveSpec) -> &dyn Objective {
@@ -91,6 +109,8 @@ pub fn of(spec: &ObjectiveSpec) -> &dyn Objective {
         ObjectiveSpec::Orpo(spec) => spec,
         ObjectiveSpec::Simpo(spec) => spec,
         ObjectiveSpec::RewardModel(spec) => spec,
+        ObjectiveSpec::Grpo(spec) | ObjectiveSpec::Reinforcement(spec) => spec,
+        ObjectiveSpec::Rloo(spec) => spec,
     }
 }
 

@@ -42,17 +42,39 @@ impl Scored {
 
 /// Texts under the base with this adapter, or without one; dropout is off.
 pub fn score(models: &Models, hook: Option<&Arc<dyn Hook>>, texts: &[&Example]) -> Result<Scored> {
-    let sequences = texts.iter().map(|text| Sequence { tokens: &text.ids, hook: hook.cloned(), cache: None });
-    let hidden = models.forward(Batch { sequences: sequences.collect(), train: None })?;
+    let hidden = models.forward(batch(hook, texts))?;
     read(models.base, hook, texts, &hidden)
 }
 
 /// The same as numbers only: nothing is kept for a backward pass.
 pub fn score_only(base: &Base, hook: Option<&Arc<dyn Hook>>, texts: &[&Example]) -> Result<Vec<f64>> {
+    Ok(read(base, hook, texts, &hidden(base, hook, texts)?.detach())?.sums())
+}
+
+/// Under scores divided by a temperature. Output layers have no bias, so that the hidden rows can be divided instead.
+pub fn score_at(models: &Models, hook: Option<&Arc<dyn Hook>>, texts: &[&Example], temperature: f64) -> Result<Scored> {
+    let hidden = models.forward(batch(hook, texts))?;
+    read(models.base, hook, texts, &hidden.affine(1.0 / temperature, 0.0)?)
+}
+
+/// The same as numbers only, token by token.
+pub fn score_only_at(
+    base: &Base,
+    hook: Option<&Arc<dyn Hook>>,
+    texts: &[&Example],
+    temperature: f64,
+) -> Result<Vec<Vec<f64>>> {
+    let hidden = hidden(base, hook, texts)?.detach().affine(1.0 / temperature, 0.0)?;
+    Ok(read(base, hook, texts, &hidden)?.texts)
+}
+
+fn hidden(base: &Base, hook: Option<&Arc<dyn Hook>>, texts: &[&Example]) -> Result<Tensor> {
+    Tape::new(Keep::LayerInputs).forward(base, batch(hook, texts))
+}
+
+fn batch<'a>(hook: Option<&Arc<dyn Hook>>, texts: &[&'a Example]) -> Batch<'a> {
     let sequences = texts.iter().map(|text| Sequence { tokens: &text.ids, hook: hook.cloned(), cache: None });
-    let batch = Batch { sequences: sequences.collect(), train: None };
-    let hidden = Tape::new(Keep::LayerInputs).forward(base, batch)?;
-    Ok(read(base, hook, texts, &hidden.detach())?.sums())
+    Batch { sequences: sequences.collect(), train: None }
 }
 
 fn read(base: &Base, hook: Option<&Arc<dyn Hook>>, texts: &[&Example], hidden: &Tensor) -> Result<Scored> {

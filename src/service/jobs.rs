@@ -20,7 +20,9 @@ use crate::{
     },
     inference::read_adapter,
     jobs::now,
-    methods, trainer,
+    methods,
+    objectives::grade,
+    trainer,
 };
 
 /// The body of `POST /v1/fine_tuning/jobs`.
@@ -102,6 +104,15 @@ impl Service {
         let base = &model.resident.base.info;
         let method = body.method.clone().unwrap_or_else(|| json!({"type": "supervised"}));
         let objective = ObjectiveSpec::from_json(&method)?;
+        if let Some(Some(grader)) = objective.grader() {
+            let param = objective.grader_path();
+            grade::check(grader).map_err(|error| Problem::invalid(&param, "spec_invalid_grader", error.to_string()))?;
+            if body.validation_file.is_some() {
+                let message =
+                    format!("{} is judged by its rewards: it takes no validation file", objective.type_name());
+                return Err(Problem::invalid("validation_file", "unsupported_parameter", message));
+            }
+        }
         let hyper = match (&body.hyperparameters, Hyperparameters::from_method(&method)?) {
             (Some(old), new) if new.is_empty() => {
                 Hyperparameters { objective: new.objective, ..Hyperparameters::from_json(old, "hyperparameters")? }

@@ -13,6 +13,7 @@ pub mod fields;
 pub mod files;
 pub mod format;
 pub mod generate;
+mod graders;
 pub mod jobs;
 mod once;
 pub mod problem;

@@ -230,6 +230,11 @@ fn hash_row(hash: &mut Sha256, row: &Row) {
         Row::Example(_) => 0.0,
         Row::Pair(pair) => pair.margin,
         Row::Judged(judged) => f64::from(u8::from(judged.is_desirable)),
+        Row::Prompt(prompt) => {
+            hash.update(prompt.item.to_string());
+            0.0
+        }
+        Row::Sampled(sampled) => sampled.advantage,
     };
     hash.update(said.to_le_bytes());
     for text in row.examples() {

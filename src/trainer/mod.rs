@@ -3,6 +3,7 @@
 mod checkpoint;
 mod estimate;
 mod eval;
+mod experience;
 mod gradient;
 mod optim;
 mod order;
@@ -23,6 +24,7 @@ use crate::{
 };
 
 pub use estimate::{estimate, speed};
+pub use experience::World;
 
 /// What a run works on.
 pub struct Run<'a> {
@@ -34,6 +36,8 @@ pub struct Run<'a> {
     pub resume: Option<&'a Snapshot>,
     /// Begin with this adapter's values instead of fresh ones; objectives with a reference are measured against it.
     pub start: Option<&'a AdapterFiles>,
+    /// Where completions come from, for objectives that learn from them.
+    pub world: Option<World<'a>>,
     /// Text to the base's token ids, for methods that begin as words.
     pub tokenize: &'a (dyn Fn(&str) -> Result<Vec<u32>, MethodError> + Sync),
 }

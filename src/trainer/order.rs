@@ -6,6 +6,7 @@ use crate::domain::rng::{Stream, key};
 const ORDER: u64 = 1;
 const DROPOUT: u64 = 2;
 const HOLDOUT: u64 = 3;
+const ROLLOUT: u64 = 4;
 
 /// The rows of an epoch, shuffled (Fisher and Yates).
 pub fn epoch(seed: u64, epoch: u64, rows: usize) -> Vec<usize> {
@@ -15,6 +16,11 @@ pub fn epoch(seed: u64, epoch: u64, rows: usize) -> Vec<usize> {
 /// The key of a forward pass's random numbers.
 pub fn pass_key(seed: u64, step: u64, micro_batch: u64) -> u64 {
     key(seed, &[DROPOUT, step, micro_batch])
+}
+
+/// The seed of one completion of a step.
+pub fn rollout_key(seed: u64, step: u64, completion: u64) -> u64 {
+    key(seed, &[ROLLOUT, step, completion])
 }
 
 /// `(training, held out)` rows, each in the file's order. At least one row stays on each side, if there are two.

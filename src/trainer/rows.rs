@@ -1,7 +1,10 @@
 //! The rows that a run can use.
 
 use super::{Run, TrainError, order};
-use crate::{data::Row, domain::Observer};
+use crate::{
+    data::Row,
+    domain::{Observer, dataset::RowKind},
+};
 
 pub struct Rows<'a> {
     pub train: Vec<&'a Row>,
@@ -43,10 +46,12 @@ fn usable<'a>(run: &Run, rows: &'a [Row], set: &str, observer: &mut dyn Observer
         return Err(TrainError::Data(text));
     }
     let context = run.base.info.context.saturating_sub(run.spec.adapter.virtual_tokens());
-    let limit = (run.spec.training.max_seq_len as usize).min(context);
+    let room = run.spec.objective.draw().map_or(0, |draw| draw.max_completion_length as usize);
+    let limit = (run.spec.training.max_seq_len as usize).min(context).saturating_sub(room);
     let (fitting, long): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.longest() <= limit);
-    let (trained, idle): (Vec<_>, Vec<_>) =
-        fitting.into_iter().partition(|row| row.examples().all(|text| text.trained() > 0));
+    let (trained, idle): (Vec<_>, Vec<_>) = fitting
+        .into_iter()
+        .partition(|row| wanted == RowKind::Prompts || row.examples().all(|text| text.trained() > 0));
     let reasons = [(long.len(), format!("longer than {limit} tokens")), (idle.len(), "without a trained token".into())];
     for (count, reason) in reasons.into_iter().filter(|(count, _)| *count > 0) {
         let text = format!("{count} of {} {set} rows are left out: {reason}", rows.len());

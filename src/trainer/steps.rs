@@ -8,6 +8,7 @@ use super::{
     Outcome, Run, TrainError, checkpoint,
     checkpoint::{Identity, Progress},
     eval::evaluate,
+    experience::{Place, World, gather},
     gradient::Gradient,
     optim::{AdamW, Step},
     order,
@@ -16,7 +17,7 @@ use super::{
     schedule::learning_rate,
 };
 use crate::{
-    data::Row,
+    data::{Prompt, Row},
     domain::{Control, Metrics, Observer, TrainSpec, Training, spec::Precision},
     methods::{self, Start, Stepped, Trainable},
     model::{Base, Compute, Hook, Keep, Tape},
@@ -33,6 +34,7 @@ pub struct Loop<'a> {
     plan: Plan,
     identity: Identity,
     objective: &'a dyn Objective,
+    world: Option<World<'a>>,
     method: Box<dyn Trainable>,
     /// The adapter that the run began with, where the objective is measured against it.
     reference: Option<Arc<dyn Hook>>,
@@ -80,6 +82,7 @@ impl<'a> Loop<'a> {
             plan,
             identity,
             objective,
+            world: run.world,
             method,
             reference,
             variables,
@@ -143,35 +146,49 @@ impl<'a> Loop<'a> {
         let (epoch, places) = self.plan.rows_of(index);
         let order = order::epoch(self.spec.seed, epoch, self.rows.train.len());
         let chosen: Vec<&Row> = order[places.clone()].iter().map(|row| self.rows.train[*row]).collect();
-        let mut passes = self.passes(index, &chosen)?;
-
-        let norm = passes.gradient.norm();
-        if !norm.is_finite() {
-            return Err(diverged("gradient", norm, index + 1));
-        }
-        passes.gradient.clip(norm, self.spec.training.max_grad_norm);
+        let drawn = self.draw(index, &chosen)?;
+        let mut figures = Figures::default();
+        let rows: Vec<&Row> = match &drawn {
+            Some((rows, _)) => rows.iter().collect(),
+            None => chosen,
+        };
         let rate = learning_rate(&self.spec.training, index, self.plan.total_steps);
-        let update = Step { t: index + 1, rate, peak: self.spec.training.learning_rate };
-        self.optimiser.update(&self.variables, &passes.gradient, update, self.method.as_ref())?;
-        let (total_steps, gradients) = (self.plan.total_steps, passes.gradient.values.as_slice());
-        self.method.stepped(&Stepped { step: index, total_steps, gradients })?;
+        // Most objectives update once; the figures are those before the first.
+        let mut before = None;
+        for again in 0..self.updates() {
+            let mut passes = self.passes(index, &rows)?;
+            let norm = passes.gradient.norm();
+            if !norm.is_finite() {
+                return Err(diverged("gradient", norm, index + 1));
+            }
+            passes.gradient.clip(norm, self.spec.training.max_grad_norm);
+            let step = index * self.updates() + again;
+            let update = Step { t: step + 1, rate, peak: self.spec.training.learning_rate };
+            self.optimiser.update(&self.variables, &passes.gradient, update, self.method.as_ref())?;
+            let total_steps = self.plan.total_steps * self.updates();
+            self.method.stepped(&Stepped { step, total_steps, gradients: &passes.gradient.values })?;
+            figures.merge(passes.figures);
+            before.get_or_insert((passes.loss, passes.hits, norm));
+        }
+        let (loss, hits, norm) = before.unwrap_or_default();
+        let (trained, tokens) = (sum(&rows, Row::trained), sum(&rows, Row::tokens));
+        figures.merge(drawn.map(|(_, figures)| figures).unwrap_or_default());
 
         self.progress.step += 1;
         self.progress.epoch = epoch;
         self.progress.row = places.end as u64;
-        self.progress.trained_tokens += chosen.iter().map(|row| row.trained() as u64).sum::<u64>();
-        let tokens: usize = chosen.iter().map(|row| row.tokens()).sum();
+        self.progress.trained_tokens += trained;
         let mut metrics = Metrics {
             step: self.progress.step,
             total_steps: self.plan.total_steps,
-            train_loss: Some(passes.loss),
-            train_mean_token_accuracy: passes.hits.map(|(hits, of)| hits as f64 / of as f64),
+            train_loss: Some(loss),
+            train_mean_token_accuracy: hits.map(|(hits, of)| hits as f64 / of as f64),
             learning_rate: Some(rate),
             grad_norm: Some(norm),
             tokens_per_second: Some(tokens as f64 / begun.elapsed().as_secs_f64()),
             trained_tokens: Some(self.progress.trained_tokens),
             epoch: Some(epoch as f64 + places.end as f64 / self.rows.train.len() as f64),
-            figures: passes.figures.means(),
+            figures: figures.means(),
             ..Metrics::default()
         };
         if self.is_evaluation_due(metrics.step) {
@@ -181,14 +198,40 @@ impl<'a> Loop<'a> {
         Ok(metrics)
     }
 
+    /// Optimiser updates of one step.
+    fn updates(&self) -> u64 {
+        self.objective.online().map_or(1, |online| online.draw().num_iterations)
+    }
+
+    /// The completions that a step is over, for objectives that learn from them.
+    fn draw(&self, index: u64, rows: &[&Row]) -> Result<Option<(Vec<Row>, Figures)>, TrainError> {
+        let Some(online) = self.objective.online() else { return Ok(None) };
+        let Some(world) = &self.world else {
+            return Err(TrainError::Data("there is nobody to draw completions from".to_owned()));
+        };
+        let prompts: Vec<&Prompt> = rows
+            .iter()
+            .filter_map(|row| match row {
+                Row::Prompt(prompt) => Some(prompt),
+                _ => None,
+            })
+            .collect();
+        let place = Place { seed: self.spec.seed, step: index };
+        let tape = RefCell::new(Tape::new(self.keep));
+        gather(world, online, &self.method.export()?, &self.models(None, &tape), &prompts, &place).map(Some)
+    }
+
     /// Forward and backward over the micro-batches of one step. The units of the whole step are counted first: each
     /// weighs the same, however the rows are split.
     fn passes(&self, index: u64, rows: &[&Row]) -> Result<Passes, TrainError> {
         let counts = self.objective.counts(rows);
         let gradient = Gradient::zero(&self.variables);
         let mut passes = Passes { gradient, loss: 0.0, hits: None, figures: Figures::default() };
-        let share = 1.0 / rows.len().div_ceil(self.plan.batch_size) as f64;
-        for (i, micro) in rows.chunks(self.plan.batch_size).enumerate() {
+        // A prompt's completions count as one row, as the prompt does.
+        let batch =
+            self.plan.batch_size * self.objective.online().map_or(1, |online| online.draw().num_generations as usize);
+        let share = 1.0 / rows.len().div_ceil(batch) as f64;
+        for (i, micro) in rows.chunks(batch).enumerate() {
             let key = order::pass_key(self.spec.seed, index, i as u64);
             let tape = RefCell::new(Tape::new(self.keep));
             let found = self.objective.pass(&self.models(Some(key), &tape), micro)?;
@@ -261,7 +304,8 @@ pub fn method(run: &Run, plan: &Plan) -> Result<Box<dyn Trainable>, TrainError> 
     let method = match run.start {
         Some(files) => methods::resume(files, &run.base)?,
         None => {
-            let (seed, total_steps) = (run.spec.seed, plan.total_steps);
+            let updates = objectives::of(&run.spec.objective).online().map_or(1, |online| online.draw().num_iterations);
+            let (seed, total_steps) = (run.spec.seed, plan.total_steps * updates);
             let start = Start { base: &run.base, seed, total_steps, tokenize: &|text| (run.tokenize)(text) };
             methods::create(&run.spec.adapter, &start)?
         }
@@ -284,6 +328,10 @@ pub fn compute(run: &Run) -> Compute {
 
 pub fn keep(training: &Training) -> Keep {
     if training.gradient_checkpointing { Keep::LayerInputs } else { Keep::Everything }
+}
+
+fn sum(rows: &[&Row], of: fn(&Row) -> usize) -> u64 {
+    rows.iter().map(|row| of(row) as u64).sum()
 }
 
 fn diverged(what: &str, value: f64, step: u64) -> TrainError {

@@ -25,6 +25,7 @@ mod peft;
 mod pissa;
 mod preference;
 mod quantised;
+mod reinforcement;
 mod sdk;
 mod storage;
 mod support;

@@ -4,6 +4,7 @@
 mod adalora;
 mod card;
 mod dora;
+mod grader;
 mod ia3;
 mod lora;
 mod moe_lora;
@@ -27,12 +28,13 @@ use serde_json::{Value, json};
 pub use adalora::{AdaLoraSpec, Budget};
 pub use card::Card;
 pub use dora::DoraSpec;
+pub use grader::{Comparison, Grader, Similarity};
 pub use ia3::{Ia3Spec, Ia3Target};
 pub use lora::{LoraInit, LoraInitName, LoraSpec, LoraTarget};
 pub use moe_lora::{MoeLoraSpec, MoeVariant, is_feed_forward};
 pub use objective::{
-    DpoLoss, DpoSpec, IpoSpec, KtoSpec, ObjectiveCard, ObjectiveSpec, OrpoSpec, RewardModelSpec, SimpoSpec,
-    SupervisedSpec,
+    DpoLoss, DpoSpec, Draw, GrpoLoss, GrpoSpec, IpoSpec, KtoSpec, ObjectiveCard, ObjectiveSpec, OrpoSpec,
+    RewardModelSpec, RlooSpec, ScaleRewards, SimpoSpec, SupervisedSpec,
 };
 pub use p_tuning::{PTuningSpec, Reparameterization};
 pub use prefix_tuning::{PTuningV2Spec, PrefixInit, PrefixTuningSpec};

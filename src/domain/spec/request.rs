@@ -25,6 +25,9 @@ pub struct Hyperparameters {
 /// The names of OpenAI's three.
 const SHARED: [&str; 3] = ["n_epochs", "batch_size", "learning_rate_multiplier"];
 
+/// Objectives with a grader beside their hyperparameters.
+const ONLINE: [&str; 3] = ["grpo", "rloo", "reinforcement"];
+
 impl Hyperparameters {
     /// Reads an object at `path`; a field may be `"auto"`.
     pub fn from_json(value: &Value, path: &str) -> Result<Self, SpecError> {
@@ -55,17 +58,26 @@ impl Hyperparameters {
             None | Some(Value::Null) => &none,
             Some(own) => fields(own, &path)?,
         };
-        if let Some(key) = own.keys().find(|key| *key != "hyperparameters") {
+        let known: &[&str] = if ONLINE.contains(&name) { &["hyperparameters", "grader"] } else { &["hyperparameters"] };
+        if let Some(key) = own.keys().find(|key| !known.contains(&key.as_str())) {
             let param = join(&path, key);
-            let message = format!("unknown field {param}; known is hyperparameters");
+            let message = format!("unknown field {param}; known are {}", known.join(", "));
             return Err(SpecError::new(param, "spec_unknown_field", message));
         }
         let mut all = match own.get("hyperparameters") {
-            None | Some(Value::Null) => none,
+            None | Some(Value::Null) => Map::new(),
             Some(inner) => fields(inner, &join(&path, "hyperparameters"))?.clone(),
         };
         forget_autos(&mut all);
-        let (shared, own): (Map<_, _>, _) = all.into_iter().partition(|(key, _)| SHARED.contains(&key.as_str()));
+        let grader = own.get("grader").cloned();
+        let (shared, mut own): (Map<_, _>, Map<_, _>) =
+            all.into_iter().partition(|(key, _)| SHARED.contains(&key.as_str()));
+        if own.contains_key("grader") && ONLINE.contains(&name) {
+            let param = join(&join(&path, "hyperparameters"), "grader");
+            let message = format!("unknown field {param}; the grader stands beside the hyperparameters");
+            return Err(SpecError::new(param, "spec_unknown_field", message));
+        }
+        own.extend(grader.map(|grader| ("grader".to_owned(), grader)));
         Ok((Value::Object(shared), Value::Object(own)))
     }
 }

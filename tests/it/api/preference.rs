@@ -120,7 +120,7 @@ async fn a_reward_model_from_upload_to_score() {
     let wrong = [
         (json!([]), "out_of_range", "input"),
         (json!([text("a"), 3]), "not_an_object", "input.1"),
-        (json!({"messages": [{"role": "user", "content": "a"}]}), "missing_assistant", "input.0"),
+        (json!({"messages": [{"role": "user", "content": "a"}]}), "invalid_input", "input.0"),
         (json!({"prompt": "a", "chosen": "b", "rejected": "c"}), "invalid_input", "input.0"),
         (text(&"long ".repeat(600)), "context_length_exceeded", "input.0"),
     ];
@@ -185,9 +185,109 @@ async fn objectives_are_listed_with_their_knobs() {
         let found = all["data"].as_array().unwrap().iter().find(|card| card["id"] == id);
         found.unwrap_or_else(|| panic!("{id} is not listed")).clone()
     };
-    for id in ["supervised", "dpo", "ipo", "kto", "orpo", "simpo", "reward_model"] {
+    for id in ["supervised", "dpo", "ipo", "kto", "orpo", "simpo", "reward_model", "grpo", "rloo"] {
         assert_eq!(objective(id)["object"], "objective");
     }
     assert_eq!(objective("simpo")["defaults"]["gamma"], 1.0);
     assert_eq!(objective("dpo")["defaults"]["batch_size"], "auto");
+}
+
+#[tokio::test]
+async fn graders_can_be_tried() {
+    let server = Server::start();
+    let client = server.client();
+    let grader = json!({"type": "multi", "name": "m", "calculate_output": "2 * a", "graders": {
+        "a": {"type": "string_check", "name": "a", "input": "{{sample.output_text}}", "reference": "{{item.want}}",
+              "operation": "ilike"}}});
+    let (run, validate) = ("/v1/fine_tuning/alpha/graders/run", "/v1/fine_tuning/alpha/graders/validate");
+    let ask = json!({"grader": grader, "item": {"want": "YES"}, "model_sample": "oh yes"});
+    let found = client.post(run, &ask).await.ok();
+    assert_eq!((&found["reward"], &found["sub_rewards"]["a"]), (&json!(2.0), &json!(1.0)));
+    assert_eq!((&found["metadata"]["name"], &found["metadata"]["type"]), (&json!("m"), &json!("multi")));
+    let without = client.post(run, &json!({"grader": grader, "model_sample": "yes"})).await.ok();
+    assert_eq!(
+        (&without["reward"], &without["metadata"]["errors"]["invalid_variable_error"]),
+        (&json!(0.0), &json!(true))
+    );
+    assert_eq!(client.post(validate, &json!({"grader": grader})).await.ok()["grader"], grader);
+    let mut wrong = grader.clone();
+    wrong["calculate_output"] = json!("2 *");
+    for path in [run, validate] {
+        let mut body = json!({"grader": wrong});
+        if path == run {
+            body["model_sample"] = json!("");
+        }
+        client.post(path, &body).await.error(400, "spec_invalid_grader", Some("grader"));
+    }
+    let python = json!({"grader": {"type": "python", "name": "p", "source": ""}});
+    client.post(validate, &python).await.error(400, "spec_invalid_grader", Some("grader"));
+}
+
+#[tokio::test]
+async fn grpo_from_upload_to_answer() {
+    let server = Server::start();
+    let client = server.client();
+    let row = |i: usize| json!({"messages": [{"role": "user", "content": format!("Question {i}")}], "wanted": "a"});
+    let rows: String = (0..3).map(|i| format!("{}\n", row(i))).collect();
+    let file = file(&client, rows).await;
+    let report = client.get(&format!("/v1/files/{file}/report?model={BASE}")).await.ok();
+    assert_eq!(report["format"], "reinforcement");
+    let grader = json!({"type": "multi", "name": "both", "calculate_output": "short + 0.5 * has", "graders": {
+        "short": {"type": "length", "name": "short", "input": "{{sample.output_text}}", "least": 0, "most": 4},
+        "has": {"type": "string_check", "name": "has", "input": "{{sample.output_text}}", "operation": "like",
+                "reference": "{{item.wanted}}"}}});
+    let mut body = job(
+        &file,
+        "reinforcement",
+        json!({"num_generations": 3, "max_completion_length": 6, "n_epochs": 2,
+                                                      "batch_size": 1}),
+    );
+    body["method"]["reinforcement"]["grader"] = grader.clone();
+    let queued = client.post(JOBS, &body).await.ok();
+    let id = queued["id"].as_str().unwrap();
+    let events = client.events(id, None).await;
+    let ended = client.get(&format!("{JOBS}/{id}")).await.ok();
+    assert_eq!(ended["status"], "succeeded", "{ended}");
+    let metrics = metrics(&events);
+    assert_eq!(metrics.len(), 6);
+    for figure in ["reward", "reward_std", "frac_reward_zero_std", "completions/mean_length", "ratio"] {
+        assert!(metrics.iter().all(|event| event[figure].is_f64()), "{figure}: {metrics:?}");
+    }
+    let method = &ended["method"]["reinforcement"];
+    assert_eq!((&method["grader"], &method["hyperparameters"]["num_generations"]), (&grader, &json!(3)));
+    let chat =
+        json!({"model": ended["fine_tuned_model"], "max_tokens": 5, "messages": [{"role": "user", "content": "a"}]});
+    assert_eq!(client.post("/v1/chat/completions", &chat).await.ok()["object"], "chat.completion");
+
+    let change = |path: &[&str], value: Value| {
+        let mut body = body.clone();
+        let (last, before) = path.split_last().unwrap();
+        let place = before.iter().fold(&mut body, |at, key| &mut at[*key]);
+        place[*last] = value;
+        body
+    };
+    let own = ["method", "reinforcement"];
+    for (body, code, param) in [
+        (change(&["validation_file"], json!(file)), "unsupported_parameter", "validation_file"),
+        (change(&["training", "validation_split"], json!(0.1)), "spec_out_of_range", "training.validation_split"),
+        (
+            change(&["training", "max_seq_len"], json!(6)),
+            "spec_out_of_range",
+            "method.reinforcement.hyperparameters.max_completion_length",
+        ),
+        (
+            change(&[own[0], own[1], "grader", "calculate_output"], json!("short + far")),
+            "spec_invalid_grader",
+            "method.reinforcement.grader",
+        ),
+        (change(&[own[0], own[1], "grader"], Value::Null), "spec_missing", "method.reinforcement.grader"),
+    ] {
+        client.post(JOBS, &body).await.error(400, code, Some(param));
+    }
+    // A field that no row has is found when the first completion is graded: the job says so.
+    let absent = change(&[own[0], own[1], "grader", "graders", "has", "reference"], json!("{{item.nowhere}}"));
+    let queued = client.post(JOBS, &absent).await.ok();
+    let failed = client.end_of(queued["id"].as_str().unwrap()).await;
+    assert_eq!((&failed["status"], &failed["error"]["code"]), (&json!("failed"), &json!("spec_invalid_grader")));
+    assert!(failed["error"]["message"].as_str().unwrap().contains("item.nowhere"), "{failed}");
 }

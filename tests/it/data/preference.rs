@@ -127,3 +127,20 @@ fn a_report_counts_pairs_as_rows() {
     );
     assert_eq!(report.examples[1].trained_text, ["dddd<|im_end|>"]);
 }
+
+/// Questions with what a grader needs; a file of conversations stays one.
+#[test]
+fn questions_are_rendered_up_to_the_answer() {
+    let ask = |text: &str| json!({"messages": [{"role": "user", "content": text}], "answer": 4, "tags": ["a"]});
+    let rows = load(format!("{}\n{}", ask("2+2"), ask("hi")).as_bytes(), &context(&text())).unwrap();
+    let Row::Prompt(prompt) = &rows[0] else { panic!("{rows:?}") };
+    assert_eq!(prompt.item["answer"], 4);
+    let shown = text().tokenizer.decode(&prompt.text.ids, false).unwrap();
+    assert_eq!(shown, "<|im_start|>user\n2+2<|im_end|>\n<|im_start|>assistant\n");
+    assert_eq!(rows[0].trained(), 0);
+    let report = report(ask("2+2").to_string());
+    assert_eq!((report.format.as_deref(), report.usable_rows, report.trained_tokens), (Some("reinforcement"), 1, 0));
+    let answered = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]});
+    check(&ask("2+2"), &answered, "invalid_message", "the last message must be the user's");
+    check(&ask("2+2"), &json!({"messages": [{"role": "user", "content": " "}]}), "empty_content", "message 0");
+}

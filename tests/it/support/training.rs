@@ -7,7 +7,7 @@ use attune::{
     domain::{Control, MethodSpec, Metrics, ObjectiveSpec, Observer, Snapshot, TrainSpec, Training, TrainingRequest},
     methods::{self, AdapterFiles, MethodError, Start, Trainable},
     model::Base,
-    trainer::{Outcome, Run, TrainError, train},
+    trainer::{Outcome, Run, TrainError, World, train},
 };
 use serde_json::Value;
 
@@ -104,6 +104,18 @@ pub fn run<R: Into<Row> + Clone>(
     from: From,
     recorder: &mut Recorder,
 ) -> Result<Outcome, TrainError> {
+    run_in(None, base, spec, rows, from, recorder)
+}
+
+/// The same where completions can be drawn.
+pub fn run_in<R: Into<Row> + Clone>(
+    world: Option<World>,
+    base: &Arc<Base>,
+    spec: &TrainSpec,
+    rows: &[R],
+    from: From,
+    recorder: &mut Recorder,
+) -> Result<Outcome, TrainError> {
     let rows: Vec<Row> = rows.iter().cloned().map(Into::into).collect();
     let run = Run {
         spec,
@@ -112,6 +124,7 @@ pub fn run<R: Into<Row> + Clone>(
         valid: &[],
         resume: from.resume,
         start: from.start,
+        world,
         tokenize: &bytes,
     };
     train(run, recorder)

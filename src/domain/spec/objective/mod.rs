@@ -1,5 +1,6 @@
 //! What is optimised, as the request's `method` object names it.
 
+mod online;
 mod preference;
 mod supervised;
 
@@ -7,11 +8,12 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::{
-    Hyperparameters, SpecError, Training,
+    Grader, Hyperparameters, SpecError, Training,
     read::{self, fields, join, out_of_range},
 };
 use crate::domain::dataset::RowKind;
 
+pub use online::{Draw, GrpoLoss, GrpoSpec, RlooSpec, ScaleRewards};
 pub use preference::{DpoLoss, DpoSpec, IpoSpec, KtoSpec, OrpoSpec, RewardModelSpec, SimpoSpec};
 pub use supervised::SupervisedSpec;
 
@@ -27,10 +29,13 @@ const OBJECTIVES: &[(&str, Read)] = &[
     ("orpo", |value, path| read_as(value, path, ObjectiveSpec::Orpo)),
     ("simpo", |value, path| read_as(value, path, ObjectiveSpec::Simpo)),
     ("reward_model", |value, path| read_as(value, path, ObjectiveSpec::RewardModel)),
+    ("grpo", |value, path| read_as(value, path, ObjectiveSpec::Grpo)),
+    ("rloo", |value, path| read_as(value, path, ObjectiveSpec::Rloo)),
+    ("reinforcement", |value, path| read_as(value, path, ObjectiveSpec::Reinforcement)),
 ];
 
 /// Objectives that the wire knows and that cannot be run yet.
-const PLANNED: &[&str] = &["ppo", "grpo", "rloo", "reinforcement"];
+const PLANNED: &[&str] = &["ppo"];
 
 /// Read beside the knobs (`Hyperparameters`); errors list them.
 const BESIDE: read::Aliases =
@@ -47,6 +52,10 @@ pub enum ObjectiveSpec {
     Orpo(OrpoSpec),
     Simpo(SimpoSpec),
     RewardModel(RewardModelSpec),
+    Grpo(GrpoSpec),
+    Rloo(RlooSpec),
+    /// OpenAI's name for grpo with a grader.
+    Reinforcement(GrpoSpec),
 }
 
 impl Default for ObjectiveSpec {
@@ -83,6 +92,16 @@ pub trait Aim {
         1
     }
 
+    /// What judges completions, for objectives that learn from them; none inside while no one is named.
+    fn grader(&self) -> Option<Option<&Grader>> {
+        None
+    }
+
+    /// How completions are drawn, for objectives that learn from them.
+    fn draw(&self) -> Option<Draw> {
+        None
+    }
+
     fn card(&self) -> ObjectiveCard;
 }
 
@@ -105,6 +124,8 @@ impl ObjectiveSpec {
             ObjectiveSpec::Orpo(spec) => spec,
             ObjectiveSpec::Simpo(spec) => spec,
             ObjectiveSpec::RewardModel(spec) => spec,
+            ObjectiveSpec::Grpo(spec) | ObjectiveSpec::Reinforcement(spec) => spec,
+            ObjectiveSpec::Rloo(spec) => spec,
         }
     }
 
@@ -118,6 +139,9 @@ impl ObjectiveSpec {
             ObjectiveSpec::Orpo(_) => "orpo",
             ObjectiveSpec::Simpo(_) => "simpo",
             ObjectiveSpec::RewardModel(_) => "reward_model",
+            ObjectiveSpec::Grpo(_) => "grpo",
+            ObjectiveSpec::Rloo(_) => "rloo",
+            ObjectiveSpec::Reinforcement(_) => "reinforcement",
         }
     }
 
@@ -145,20 +169,49 @@ impl ObjectiveSpec {
         self.aim().card()
     }
 
+    /// What judges completions, for objectives that learn from them; none inside while no one is named.
+    pub fn grader(&self) -> Option<Option<&Grader>> {
+        self.aim().grader()
+    }
+
+    /// How completions are drawn, for objectives that learn from them.
+    pub fn draw(&self) -> Option<Draw> {
+        self.aim().draw()
+    }
+
+    /// Where its grader stands in a request.
+    pub fn grader_path(&self) -> String {
+        format!("method.{}.grader", self.type_name())
+    }
+
     /// Where its hyperparameters stand in a request.
     pub fn path(&self) -> String {
         format!("method.{}.hyperparameters", self.type_name())
     }
 
-    /// Its knobs as JSON.
+    /// Its knobs as JSON; a grader is none of them.
     pub fn knobs(&self) -> Value {
         let mut knobs = serde_json::to_value(self).unwrap_or_default();
-        knobs.as_object_mut().map(|fields| fields.shift_remove("type"));
+        if let Some(fields) = knobs.as_object_mut() {
+            fields.shift_remove("type");
+            fields.shift_remove("grader");
+        }
         knobs
     }
 
     /// What needs the loop's settings.
     pub fn check(&self, training: &Training) -> Result<(), SpecError> {
+        if let Some(draw) = self.draw()
+            && draw.max_completion_length >= training.max_seq_len
+        {
+            let (param, most) = (join(&self.path(), "max_completion_length"), training.max_seq_len);
+            let limits = format!("below training.max_seq_len, {most}: prompts need room too");
+            return Err(out_of_range(&param, draw.max_completion_length, &limits));
+        }
+        if self.draw().is_some() && training.validation_split > 0.0 {
+            let limits = format!("0: {} is judged by its rewards", self.type_name());
+            return Err(out_of_range("training.validation_split", training.validation_split, &limits));
+        }
         let (least, batch) = (self.least_batch(), training.batch_size);
         if batch < least {
             let param = join(&self.path(), "batch_size");
@@ -192,7 +245,23 @@ impl ObjectiveSpec {
             return Err(SpecError::new(param, "spec_unknown_field", message));
         }
         let (_, knobs) = Hyperparameters::split(method, own)?;
-        read(&knobs, &join(&join("method", own), "hyperparameters"))
+        let path = join(&join("method", own), "hyperparameters");
+        // The grader was read with the knobs, but stands beside them.
+        let beside = |text: String| text.replace(&join(&path, "grader"), &format!("method.{own}.grader"));
+        let spec = read(&knobs, &path)
+            .map_err(|error| SpecError::new(beside(error.param), error.code, beside(error.message)))?;
+        match spec.grader() {
+            Some(None) => {
+                let param = spec.grader_path();
+                let message = format!("{param} is missing: it says what a completion is worth");
+                Err(SpecError::new(param, "spec_missing", message))
+            }
+            Some(Some(grader)) => {
+                grader.check(&spec.grader_path())?;
+                Ok(spec)
+            }
+            None => Ok(spec),
+        }
     }
 }
 

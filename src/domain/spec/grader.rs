@@ -1,0 +1,98 @@
+//! What gives a completion its reward: OpenAI's graders, and rules.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::SpecError;
+
+/// How deep graders may stand in each other.
+const DEPTH: usize = 2;
+
+/// A grader, by its `type`. Texts may hold `{{sample.output_text}}`, `{{sample.output_json.field}}` and
+/// `{{item.field}}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Grader {
+    /// 1 where the texts compare so, else 0.
+    StringCheck { name: String, input: String, reference: String, operation: Comparison },
+    /// How alike the texts are, 0 to 1.
+    TextSimilarity { name: String, input: String, reference: String, evaluation_metric: Similarity },
+    /// 1 where the pattern is found in the text, else 0.
+    Regex { name: String, input: String, pattern: String },
+    /// 1 where the text is JSON, else 0.
+    JsonValid { name: String, input: String },
+    /// 1 where the text has so many characters, else 0.
+    Length { name: String, input: String, least: u64, most: u64 },
+    /// A formula over other graders' scores, by their keys.
+    Multi {
+        name: String,
+        #[schema(no_recursion)]
+        graders: BTreeMap<String, Grader>,
+        calculate_output: String,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Comparison {
+    Eq,
+    Ne,
+    /// The input holds the reference.
+    Like,
+    /// The same, whatever the case.
+    Ilike,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Similarity {
+    FuzzyMatch,
+    #[serde(rename = "rouge_1")]
+    Rouge1,
+    #[serde(rename = "rouge_2")]
+    Rouge2,
+    #[serde(rename = "rouge_3")]
+    Rouge3,
+    #[serde(rename = "rouge_4")]
+    Rouge4,
+    #[serde(rename = "rouge_5")]
+    Rouge5,
+    RougeL,
+}
+
+impl Grader {
+    /// What can be said without a completion; `path` is where the grader stands in the request.
+    pub fn check(&self, path: &str) -> Result<(), SpecError> {
+        self.check_at(path, DEPTH)
+    }
+
+    fn check_at(&self, path: &str, depth: usize) -> Result<(), SpecError> {
+        let wrong = |field: &str, message: String| {
+            let param = format!("{path}.{field}");
+            Err(SpecError::new(param.clone(), "spec_invalid_grader", format!("{param}: {message}")))
+        };
+        match self {
+            Grader::Regex { pattern, .. } => match regex::Regex::new(pattern) {
+                Ok(_) => Ok(()),
+                Err(_) => wrong("pattern", format!("{pattern} is not a regular expression")),
+            },
+            Grader::Length { least, most, .. } if least > most => {
+                wrong("least", format!("{least} is above most, which is {most}"))
+            }
+            Grader::Multi { .. } if depth == 0 => {
+                wrong("type", format!("multi graders stand in each other more than {DEPTH} deep"))
+            }
+            Grader::Multi { graders, .. } => {
+                if !(1..=16).contains(&graders.len()) {
+                    return wrong("graders", format!("there are {}; it takes 1 to 16", graders.len()));
+                }
+                graders
+                    .iter()
+                    .try_for_each(|(key, grader)| grader.check_at(&format!("{path}.graders.{key}"), depth - 1))
+            }
+            _ => Ok(()),
+        }
+    }
+}

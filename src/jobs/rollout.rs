@@ -1,0 +1,110 @@
+//! Completions of the policy that is trained, from the engine that serves; and graders over what it wrote.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, bail};
+use serde_json::Value;
+
+use crate::{
+    domain::{
+        Completion,
+        rollout::{Ask, Policy, Reward, Rollout},
+        spec::Grader,
+    },
+    inference::{EngineError, Handle, Lease, Output, Request, Resident, Sampling, Task},
+    methods::{self, AdapterFiles},
+    objectives::grade::{Scene, grade},
+};
+
+/// Completions under way at once: the engine batches them, and others wait beside them.
+const TOGETHER: usize = 32;
+/// How long a full queue is left alone.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// Draws from the engine.
+pub struct EngineRollout {
+    pub engine: Handle,
+    pub resident: Resident,
+    pub project: String,
+}
+
+impl Rollout for EngineRollout {
+    fn sample(&self, policy: Policy, asks: &[Ask]) -> anyhow::Result<Vec<Completion>> {
+        let files = AdapterFiles { config: policy.config.to_vec(), weights: policy.weights.to_vec() };
+        let lease: Lease = methods::load(&files, &self.resident.base).context("the policy of a step")?;
+        let mut under_way = VecDeque::with_capacity(TOGETHER);
+        let mut completions = Vec::with_capacity(asks.len());
+        for ask in asks {
+            if under_way.len() == TOGETHER
+                && let Some(oldest) = under_way.pop_front()
+            {
+                completions.push(self.read(oldest)?);
+            }
+            under_way.push_back(self.submit(ask, &lease)?);
+        }
+        for receiver in under_way {
+            completions.push(self.read(receiver)?);
+        }
+        Ok(completions)
+    }
+}
+
+type Outputs = tokio::sync::mpsc::Receiver<Output>;
+
+impl EngineRollout {
+    fn submit(&self, ask: &Ask, lease: &Lease) -> anyhow::Result<Outputs> {
+        let request = Request {
+            base: self.resident.base.info.id.clone(),
+            adapter: None,
+            project: self.project.clone(),
+            prompt: ask.prompt.clone(),
+            max_tokens: ask.max_tokens,
+            sampling: Sampling { temperature: ask.temperature as f32, seed: ask.seed, ..Sampling::default() },
+            // The token that ends a completion is part of what is learnt: it has to come back.
+            stop_ids: Vec::new(),
+            logprobs: None,
+            prompt_logprobs: None,
+            task: Task::Complete,
+            grammar: None,
+            is_background: true,
+        };
+        loop {
+            match self.engine.submit_with(request.clone(), Arc::clone(lease)) {
+                Err(EngineError::Full { .. }) => std::thread::sleep(PATIENCE),
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    fn read(&self, mut outputs: Outputs) -> anyhow::Result<Completion> {
+        let mut ids = Vec::new();
+        loop {
+            match outputs.blocking_recv() {
+                Some(Output::Token { id, .. }) => {
+                    ids.push(id);
+                    if self.resident.text.stop_ids.contains(&id) {
+                        return Ok(Completion { ids, is_ended: true });
+                    }
+                }
+                Some(Output::Done(_)) => return Ok(Completion { ids, is_ended: false }),
+                Some(Output::Failed(error)) => return Err(error.into()),
+                Some(Output::Prompt(_) | Output::Score(_) | Output::Embedding(_)) => {}
+                None => bail!("the engine ended a completion without a word"),
+            }
+        }
+    }
+}
+
+/// A grader over the completion's text.
+pub struct GraderReward {
+    pub grader: Grader,
+    pub resident: Resident,
+}
+
+impl Reward for GraderReward {
+    fn reward(&self, item: &Value, completion: &Completion) -> anyhow::Result<f64> {
+        let written = completion.ids.len() - usize::from(completion.is_ended);
+        let text = self.resident.text.tokenizer.decode(&completion.ids[..written], true)?;
+        Ok(grade(&self.grader, &Scene::new(item, &text))?)
+    }
+}

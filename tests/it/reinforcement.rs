@@ -1,0 +1,384 @@
+//! Learning from the model's own completions: advantages and slopes, graders, and runs whose completions come from
+//! the engine.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use attune::{
+    data::{Example, Prompt, Row},
+    domain::{
+        Completion, ObjectiveSpec, Snapshot, TrainSpec,
+        rollout::{Ask, Policy, Reward, Rollout},
+        spec::{Grader, GrpoSpec, RlooSpec},
+    },
+    inference::{Bases, EngineSettings, Handle, Resident},
+    jobs::EngineRollout,
+    methods::AdapterFiles,
+    model::Base,
+    objectives::{
+        grade::{self, Scene, grade},
+        grpo,
+        online::{Judged, Tokens},
+        rloo,
+    },
+    storage::{S3Settings, open},
+    text::Text,
+    trainer::{Outcome, TrainError, World},
+};
+use serde_json::{Value, json};
+
+use crate::support::{
+    tiny::{Random, Tiny},
+    training::{From, Recorder, create, run, run_in, spec},
+};
+
+fn objective(name: &str, knobs: Value) -> ObjectiveSpec {
+    let grader = json!({"type": "json_valid", "name": "json", "input": "{{sample.output_text}}"});
+    ObjectiveSpec::from_json(&json!({"type": name, name: {"grader": grader, "hyperparameters": knobs}})).unwrap()
+}
+
+fn grpo_spec(knobs: Value) -> GrpoSpec {
+    match objective("grpo", knobs) {
+        ObjectiveSpec::Grpo(spec) => spec,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn rloo_spec(knobs: Value) -> RlooSpec {
+    match objective("rloo", knobs) {
+        ObjectiveSpec::Rloo(spec) => spec,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn close(found: &[Vec<f64>], expected: &[Vec<f64>]) {
+    let pairs = found.concat().into_iter().zip(expected.concat());
+    assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-9), "{found:?} {expected:?}");
+}
+
+/// Numbers of `tests/fixtures/preference/make.py`: torch's mean and std.
+#[test]
+fn advantages_are_torchs() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/preference/advantages.json");
+    let stored: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let table = |name: &str| -> Vec<Vec<f64>> { serde_json::from_value(stored[name].clone()).unwrap() };
+    let rewards = table("rewards");
+    for scale in ["group", "batch", "none"] {
+        let spec = grpo_spec(json!({"scale_rewards": scale}));
+        close(&grpo::advantages(&spec, &rewards), &table(scale));
+    }
+    close(&rloo::advantages(&rewards), &table("rloo"));
+}
+
+#[test]
+fn slopes_are_the_derivatives() {
+    let mut random = Random(5);
+    let mut numbers = |n: usize| -> Vec<f64> { (0..n).map(|_| -3.0 * f64::from(random.uniform()) - 0.1).collect() };
+    let step = 1e-6;
+    for round in 0..20 {
+        let (policy, old, reference) = (numbers(4), numbers(4), numbers(4));
+        let advantage = if round % 2 == 0 { 1.3 } else { -0.7 };
+        let total = |judge: &dyn Fn(Tokens) -> Judged, policy: &[f64]| -> f64 {
+            let tokens = Tokens { policy, old: &old, reference: &reference, advantage };
+            judge(tokens).losses.iter().map(|(loss, _)| loss).sum()
+        };
+        let grpo = grpo_spec(json!({"beta": 0.4, "epsilon": 0.3}));
+        let rloo = rloo_spec(json!({"epsilon": 0.3}));
+        let judges: [&dyn Fn(Tokens) -> Judged; 2] =
+            [&|tokens| grpo::judge(&grpo, tokens), &|tokens| rloo::judge(&rloo, tokens)];
+        for judge in judges {
+            let slopes = judge(Tokens { policy: &policy, old: &old, reference: &reference, advantage }).losses;
+            for i in 0..4 {
+                let moved = |by: f64| {
+                    let mut policy = policy.clone();
+                    policy[i] += by;
+                    total(judge, &policy)
+                };
+                let expected = (moved(step) - moved(-step)) / (2.0 * step);
+                assert!((slopes[i].1 - expected).abs() < 1e-5 * expected.abs().max(1.0), "{} {expected}", slopes[i].1);
+            }
+        }
+    }
+}
+
+#[test]
+fn clipping_ends_a_gradient_on_the_far_side_only() {
+    let spec = grpo_spec(json!({"epsilon": 0.2}));
+    let judge = |log_ratio: f64, advantage: f64| {
+        let tokens = Tokens { policy: &[log_ratio], old: &[0.0], reference: &[], advantage };
+        let found = grpo::judge(&spec, tokens);
+        (found.losses[0], found.clipped)
+    };
+    // A good token that became much likelier is left alone; one that became rarer is drawn back. Bad ones the other way.
+    assert_eq!(judge(1.0, 2.0), ((-2.4, 0.0), 1.0));
+    assert_eq!(judge(-1.0, 2.0).0.1, -2.0 * (-1f64).exp());
+    assert_eq!(judge(-1.0, -2.0), ((1.6, 0.0), 1.0));
+    assert_eq!(judge(1.0, -2.0).0.1, 2.0 * 1f64.exp());
+    assert_eq!(judge(0.0, 0.5), ((-0.5, -0.5), 0.0));
+}
+
+fn grader(value: Value) -> Grader {
+    serde_json::from_value(value).unwrap()
+}
+
+#[test]
+fn graders_read_the_row_and_the_answer() {
+    let item = json!({"messages": [], "label": "Paris", "n": 3, "deep": {"er": "x"}});
+    let value = |spec: &Value, text: &str| grade(&grader(spec.clone()), &Scene::new(&item, text)).unwrap();
+    let check = |operation: &str, reference: &str| {
+        json!({"type": "string_check", "name": "c", "input": "{{sample.output_text}}", "reference": reference,
+               "operation": operation})
+    };
+    for (spec, text, expected) in [
+        (check("eq", "{{item.label}}"), "Paris", 1.0),
+        (check("eq", "{{ item.label }}"), "paris", 0.0),
+        (check("ne", "{{item.label}}"), "Rome", 1.0),
+        (check("like", "{{item.label}}"), "It is Paris.", 1.0),
+        (check("like", "{{item.label}}"), "It is paris.", 0.0),
+        (check("ilike", "{{item.label}}"), "It is paris.", 1.0),
+        (check("eq", "{{item.n}}-{{item.deep.er}}"), "3-x", 1.0),
+    ] {
+        assert_eq!(value(&spec, text), expected, "{spec} {text}");
+    }
+    let of_json = json!({"type": "string_check", "name": "j", "input": "{{sample.output_json.city}}",
+                         "reference": "{{item.label}}", "operation": "eq"});
+    assert_eq!((value(&of_json, r#"{"city": "Paris"}"#), value(&of_json, "Paris")), (1.0, 0.0));
+    let text = "{{sample.output_text}}";
+    let rules = [
+        (json!({"type": "regex", "name": "r", "input": text, "pattern": r"^\d{3}$"}), "123", "1234"),
+        (json!({"type": "json_valid", "name": "v", "input": text}), "[1, 2]", "[1, 2"),
+        (json!({"type": "length", "name": "l", "input": text, "least": 2, "most": 4}), "äöü", "a"),
+    ];
+    for (spec, good, bad) in rules {
+        assert_eq!((value(&spec, good), value(&spec, bad)), (1.0, 0.0), "{spec}");
+    }
+    let multi = json!({"type": "multi", "name": "m", "calculate_output": "0.25 * same + 0.75 * near",
+        "graders": {"same": check("eq", "{{item.label}}"),
+                    "near": {"type": "text_similarity", "name": "n", "input": text, "reference": "{{item.label}}",
+                             "evaluation_metric": "fuzzy_match"}}});
+    assert_eq!((value(&multi, "Paris"), value(&multi, "")), (1.0, 0.0));
+    assert!((value(&multi, "Pars") - 0.75 * 8.0 / 9.0).abs() < 1e-12);
+    // What is not there is said.
+    let missing = grade(&grader(check("eq", "{{item.town}}")), &Scene::new(&item, "a")).unwrap_err();
+    assert!(missing.to_string().contains("item.town"), "{missing}");
+    let mut wrong = multi.clone();
+    wrong["calculate_output"] = json!("same + far");
+    assert!(grade::check(&grader(wrong)).unwrap_err().to_string().contains("far"));
+    assert!(grade::check(&grader(multi)).is_ok());
+}
+
+#[test]
+fn what_a_request_may_ask_is_checked_by_field() {
+    let good = json!({"type": "json_valid", "name": "j", "input": "{{sample.output_text}}"});
+    let refusal = |method: Value| {
+        let error = ObjectiveSpec::from_json(&method).unwrap_err();
+        (error.param, error.code)
+    };
+    let with = |name: &str, grader: &Value, knobs: Value| json!({"type": name, name: {"grader": grader, "hyperparameters": knobs}});
+    for (method, param, code) in [
+        (json!({"type": "grpo"}), "method.grpo.grader", "spec_missing"),
+        (
+            json!({"type": "reinforcement", "reinforcement": {"hyperparameters": {}}}),
+            "method.reinforcement.grader",
+            "spec_missing",
+        ),
+        (
+            with("grpo", &good, json!({"num_generations": 1})),
+            "method.grpo.hyperparameters.num_generations",
+            "spec_out_of_range",
+        ),
+        (
+            with("rloo", &good, json!({"temperature": 0})),
+            "method.rloo.hyperparameters.temperature",
+            "spec_out_of_range",
+        ),
+        (with("grpo", &good, json!({"epsilon": 1})), "method.grpo.hyperparameters.epsilon", "spec_out_of_range"),
+        (with("grpo", &good, json!({"loss_type": "x"})), "method.grpo.hyperparameters.loss_type", "spec_invalid_type"),
+        (with("grpo", &good, json!({"grader": good})), "method.grpo.hyperparameters.grader", "spec_unknown_field"),
+        (with("dpo", &good, json!({})), "method.dpo.grader", "spec_unknown_field"),
+        (
+            with("grpo", &json!({"type": "regex", "name": "r", "input": "a", "pattern": "("}), json!({})),
+            "method.grpo.grader.pattern",
+            "spec_invalid_grader",
+        ),
+        (
+            with("grpo", &json!({"type": "length", "name": "l", "input": "a", "least": 3, "most": 2}), json!({})),
+            "method.grpo.grader.least",
+            "spec_invalid_grader",
+        ),
+    ] {
+        let found = refusal(method.clone());
+        assert_eq!((found.0.as_str(), found.1), (param, code), "{method}");
+    }
+    let unknown = refusal(with("grpo", &json!({"type": "score_model", "name": "s"}), json!({})));
+    assert!(unknown.0.starts_with("method.grpo.grader"), "{unknown:?}");
+}
+
+/// An engine on a tiny base, and what draws from it.
+struct Stage {
+    base: Arc<Base>,
+    rollout: EngineRollout,
+    _runtime: tokio::runtime::Runtime,
+    _dir: tempfile::TempDir,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Tiny::default().write(dir.path());
+        let base = Base::open("tiny", dir.path()).unwrap();
+        let resident = Resident { base: base.clone(), text: Arc::new(Text::open(dir.path()).unwrap()) };
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let blobs = format!("file:{}", dir.path().join("blobs").display());
+        let store = runtime.block_on(open(&blobs, &S3Settings::default())).unwrap();
+        let bases = Bases::new([resident.clone()]);
+        let engine = Handle::start(bases, store, runtime.handle().clone(), EngineSettings::default()).unwrap();
+        let rollout = EngineRollout { engine, resident, project: "test".into() };
+        Self { base, rollout, _runtime: runtime, _dir: dir }
+    }
+
+    fn task(&self, name: &str, knobs: Value, training: Value) -> TrainSpec {
+        let adapter = json!({"type": "lora", "r": 3, "alpha": 7, "dropout": 0.3});
+        TrainSpec { objective: objective(name, knobs), ..spec(&self.base, adapter, training) }
+    }
+
+    /// A run to its end, judged by `LikesEven`.
+    fn finish(&self, task: &TrainSpec, rows: &[Row], resume: Option<&Snapshot>) -> (AdapterFiles, Recorder) {
+        let world = World { rollout: &self.rollout, reward: &LikesEven };
+        let mut recorder = Recorder::default();
+        match run_in(Some(world), &self.base, task, rows, From { resume, ..From::default() }, &mut recorder).unwrap() {
+            Outcome::Finished { adapter, .. } => (adapter, recorder),
+            other => panic!("the run ended as {other:?}"),
+        }
+    }
+}
+
+/// Likes even token ids.
+struct LikesEven;
+
+impl Reward for LikesEven {
+    fn reward(&self, _: &Value, completion: &Completion) -> anyhow::Result<f64> {
+        let even = completion.ids.iter().filter(|id| *id % 2 == 0).count();
+        Ok(even as f64 / completion.ids.len() as f64)
+    }
+}
+
+fn prompts(n: usize) -> Vec<Row> {
+    let prompt = |i: usize| {
+        let ids: Vec<u32> = (0..4 + i % 3).map(|j| (40 + 7 * i + j) as u32).collect();
+        let text = Example { line: i as u64 + 1, labels: vec![None; ids.len()], ids };
+        Row::Prompt(Prompt { text, item: json!({"n": i}) })
+    };
+    (0..n).map(prompt).collect()
+}
+
+fn figures(recorder: &Recorder, name: &str) -> Vec<f64> {
+    recorder.metrics.iter().map(|metrics| metrics.figures[name]).collect()
+}
+
+/// The reward rises, and in the first update of each step the policy is the one that drew.
+#[test]
+fn rewards_rise() {
+    let stage = Stage::new();
+    let training = json!({"n_epochs": 20, "batch_size": 2, "learning_rate": 1e-2, "lr_scheduler": "constant",
+                          "max_seq_len": 64});
+    for (name, knobs) in [
+        ("grpo", json!({"num_generations": 6, "max_completion_length": 8})),
+        ("rloo", json!({"num_generations": 6, "max_completion_length": 8, "beta": 0.01})),
+    ] {
+        let task = stage.task(name, knobs, training.clone());
+        let (_, recorder) = stage.finish(&task, &prompts(2), None);
+        let rewards = figures(&recorder, "reward");
+        let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+        let (first, last) = (mean(&rewards[..4]), mean(&rewards[16..]));
+        assert!(last > first + 0.2, "{name}: {rewards:?}");
+        let apart = figures(&recorder, "ratio").into_iter().map(|ratio| (ratio - 1.0).abs()).fold(0.0, f64::max);
+        assert!(apart < 1e-5, "{name}: ρ is off by {apart} where the policy is the one that drew");
+        assert!(figures(&recorder, "completions/mean_length").iter().all(|length| (1.0..=8.0).contains(length)));
+    }
+}
+
+/// Several updates on the same completions move the ratio; a reference gives a divergence. All of it comes again, to
+/// the bit, from each checkpoint.
+#[test]
+fn a_resumed_run_is_the_uninterrupted_one() {
+    let stage = Stage::new();
+    let training =
+        json!({"n_epochs": 2, "batch_size": 2, "learning_rate": 1e-2, "checkpoint_every": 1, "max_seq_len": 64});
+    let knobs = json!({"num_generations": 4, "max_completion_length": 6, "num_iterations": 2, "beta": 0.1,
+                       "temperature": 0.8});
+    for name in ["grpo", "rloo"] {
+        let task = stage.task(name, knobs.clone(), training.clone());
+        let (adapter, whole) = stage.finish(&task, &prompts(3), None);
+        assert_eq!(whole.metrics.len(), 4);
+        assert!(figures(&whole, "ratio").iter().any(|ratio| (ratio - 1.0).abs() > 1e-5), "{name}");
+        assert!(figures(&whole, "kl").iter().skip(1).all(|kl| *kl > 0.0), "{name}");
+        for snapshot in &whole.snapshots {
+            let (resumed, recorder) = stage.finish(&task, &prompts(3), Some(snapshot));
+            assert_eq!(resumed, adapter, "{name} from step {}", snapshot.step);
+            let rest = &whole.metrics[snapshot.step as usize..];
+            let same = recorder
+                .metrics
+                .iter()
+                .zip(rest)
+                .all(|(a, b)| (a.train_loss, &a.figures) == (b.train_loss, &b.figures));
+            assert!(same, "{name} from step {}", snapshot.step);
+        }
+    }
+}
+
+/// Each way to normalise, over one micro-batch and over several.
+#[test]
+fn normalisers_do_not_depend_on_the_split() {
+    let stage = Stage::new();
+    for loss_type in ["dapo", "grpo", "dr_grpo"] {
+        let first = |batch_size: u64, grad_accumulation: u64| {
+            let training = json!({"max_steps": 1, "batch_size": batch_size, "grad_accumulation": grad_accumulation,
+                                  "max_seq_len": 64});
+            let knobs = json!({"num_generations": 4, "max_completion_length": 9, "loss_type": loss_type});
+            let task = stage.task("grpo", knobs, training);
+            let (_, recorder) = stage.finish(&task, &prompts(4), None);
+            (recorder.losses()[0], recorder.norms()[0])
+        };
+        let (whole, split) = (first(4, 1), first(1, 4));
+        assert!(
+            (whole.0 - split.0).abs() < 1e-5 && (whole.1 - split.1).abs() < 1e-4 * whole.1,
+            "{loss_type}: {whole:?} {split:?}"
+        );
+        assert!(whole.1 > 0.0);
+    }
+}
+
+/// What is drawn is a function of the policy and the seed, whoever else is served meanwhile.
+#[test]
+fn completions_come_from_their_seeds() {
+    let stage = Stage::new();
+    let adapter = attune::domain::MethodSpec::from_json(&json!({"r": 3, "alpha": 7})).unwrap();
+    let files = create(&adapter, &stage.base, 3).export().unwrap();
+    let policy = Policy { config: &files.config, weights: &files.weights };
+    let ask = |seed: u64| Ask { prompt: vec![5, 6, 7], max_tokens: 12, temperature: 1.0, seed };
+    let asks: Vec<Ask> = (0..40).map(ask).collect();
+    let all = stage.rollout.sample(policy, &asks).unwrap();
+    assert_eq!(all.len(), 40);
+    assert_eq!(stage.rollout.sample(policy, &asks[17..18]).unwrap(), [all[17].clone()]);
+    let distinct: BTreeMap<&[u32], ()> = all.iter().map(|one| (one.ids.as_slice(), ())).collect();
+    assert!(distinct.len() > 30);
+    for one in &all {
+        assert_eq!(one.is_ended, one.ids.last() == Some(&258), "{one:?}");
+        assert!(one.is_ended || one.ids.len() == 12);
+    }
+}
+
+#[test]
+fn a_run_without_a_world_says_so() {
+    let stage = Stage::new();
+    let task = stage.task("grpo", json!({"max_completion_length": 8}), json!({"batch_size": 1, "max_seq_len": 64}));
+    let error = run(&stage.base, &task, &prompts(2), From::default(), &mut Recorder::default()).unwrap_err();
+    assert!(matches!(error, TrainError::Data(_)), "{error}");
+    // A prompt that leaves no room for its completion is left out.
+    let mut rows = prompts(2);
+    let Row::Prompt(long) = &mut rows[0] else { panic!() };
+    long.text = Example { line: 1, ids: vec![9; 60], labels: vec![None; 60] };
+    let task = TrainSpec { training: attune::domain::Training { max_steps: Some(1), ..task.training.clone() }, ..task };
+    let (_, recorder) = stage.finish(&task, &rows, None);
+    assert_eq!(recorder.messages, ["1 of 2 training rows are left out: longer than 56 tokens"]);
+}
