@@ -66,8 +66,8 @@ fn ours() -> Vec<(&'static str, &'static str, Value)> {
 
 const PRUNED: &str = "adalora_pruned";
 
-/// Methods without a format of PEFT's.
-const NOT_PEFTS: [&str; 2] = ["moe_lora", "unipelt"];
+/// Methods without a format of PEFT's own; a QLoRA is a LORA.
+const NOT_PEFTS: [&str; 3] = ["moe_lora", "unipelt", "qlora"];
 
 /// Made by PEFT, by family and name.
 const THEIRS: [(&str, &str); 15] = [
