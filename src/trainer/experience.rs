@@ -13,6 +13,9 @@ use crate::{
     objectives::{Figures, Models, Online, online},
 };
 
+/// Log-probabilities of each row's trained tokens.
+type Score<'a> = dyn Fn(&[&Example]) -> TensorResult<Vec<Vec<f64>>> + 'a;
+
 /// Where completions and their worth come from.
 #[derive(Clone, Copy)]
 pub struct World<'a> {
@@ -54,7 +57,7 @@ pub fn gather(
     let texts: Vec<Example> =
         completions.iter().enumerate().map(|(i, completion)| text(prompts[i / group], completion)).collect();
     let texts: Vec<&Example> = texts.iter().collect();
-    let apart = |needed: bool, score: &dyn Fn(&[&Example]) -> TensorResult<Vec<Vec<f64>>>| match needed {
+    let apart = |needed: bool, score: &Score| match needed {
         true => batched(&texts, group, score).map(Some),
         false => Ok(None),
     };
@@ -88,11 +91,7 @@ fn text(prompt: &Prompt, completion: &Completion) -> Example {
 }
 
 /// Some texts at a time: a step's completions are many.
-fn batched(
-    texts: &[&Example],
-    size: usize,
-    score: &dyn Fn(&[&Example]) -> TensorResult<Vec<Vec<f64>>>,
-) -> Result<Vec<Vec<f64>>, TrainError> {
+fn batched(texts: &[&Example], size: usize, score: &Score) -> Result<Vec<Vec<f64>>, TrainError> {
     let parts = texts.chunks(size).map(score).collect::<TensorResult<Vec<_>>>()?;
     Ok(parts.concat())
 }
