@@ -18,7 +18,10 @@ use crate::{
     config::{Config, DatabaseConfig, NodeConfig, Pull, WorkerConfig},
     db::Db,
     inference::{Bases, EngineSettings, Handle, Resident},
-    jobs::{self, Worker},
+    jobs::{
+        self, Worker,
+        batch::{self, BatchContext, Runners},
+    },
     keys,
     model::{Base, Compute, Held, kernels::Isa},
     outbound::{self, Source},
@@ -97,6 +100,7 @@ pub struct Running {
     state: AppState,
     engine: Handle,
     workers: Vec<Worker>,
+    batches: Runners,
     http: serve::Http,
     _lock: Option<fs::File>,
 }
@@ -119,28 +123,32 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     let wake = Arc::new(Notify::new());
     let workers = node.start_workers(config.workers, &wake, &engine);
     let Node { db, store, bases, memory_limit, lock } = node;
+    let wake_batches = Arc::new(Notify::new());
     let service = Service {
-        db,
-        store,
+        db: db.clone(),
+        store: store.clone(),
         bases,
         engine: engine.clone(),
         wake,
+        wake_batches: wake_batches.clone(),
         max_upload: config.max_upload,
         memory_limit,
         retention_days: config.completion_retention,
     };
     let state = AppState::new(service);
+    let answers = Arc::new(api::Inside(state.clone()));
+    let batches = batch::start(BatchContext { db, store, answers }, wake_batches);
     let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listening on {}", config.listen))?;
     let address = listener.local_addr()?;
     let http = serve::start(listener, api::router(state.clone()));
-    Ok(Running { address, key_file, state, engine, workers, http, _lock: lock })
+    Ok(Running { address, key_file, state, engine, workers, batches, http, _lock: lock })
 }
 
 impl Running {
     /// Unready first, then streams end, then training checkpoints and gives its claim back.
     pub async fn stop(self) {
         self.state.drain();
-        let ((), _) = tokio::join!(stop_all(self.workers), self.engine.stop(GRACE));
+        let ((), (), _) = tokio::join!(stop_all(self.workers), self.batches.stop(), self.engine.stop(GRACE));
         self.http.stop(GRACE).await;
     }
 }

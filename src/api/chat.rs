@@ -6,7 +6,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 use utoipa::ToSchema;
 
@@ -16,6 +16,7 @@ use super::{
     error::{ApiError, ErrorEnvelope},
     extract::JsonObject,
     request::Asked,
+    said::{Heard, Speaker, ToolCallObject},
     stream::{Pieces, respond, side_by_side},
 };
 use crate::{
@@ -28,18 +29,18 @@ use crate::{
         fields::{Unsupported, in_range, refuse_unsupported},
         format::{ResponseFormat, grammar},
         generate::{Generation, Piece, Wanted},
+        tools::{ToolChoice, ToolStyle, tools},
     },
 };
 
 /// What OpenAI documents and this server does not do, yet.
-const UNSUPPORTED: [Unsupported; 20] = [
+const UNSUPPORTED: [Unsupported; 17] = [
     Unsupported::always("audio"),
     Unsupported::always("function_call"),
     Unsupported::always("functions"),
     Unsupported::always("metadata"),
     Unsupported { name: "modalities", neutral: |v| *v == serde_json::json!(["text"]) },
     Unsupported::always("moderation"),
-    Unsupported { name: "parallel_tool_calls", neutral: |v| v.as_bool() == Some(true) },
     Unsupported::always("prediction"),
     Unsupported::always("prompt_cache_key"),
     Unsupported::always("prompt_cache_retention"),
@@ -47,8 +48,6 @@ const UNSUPPORTED: [Unsupported; 20] = [
     Unsupported::always("reasoning_effort"),
     Unsupported::always("safety_identifier"),
     Unsupported { name: "service_tier", neutral: |v| matches!(v.as_str(), Some("auto" | "default")) },
-    Unsupported { name: "tool_choice", neutral: |v| matches!(v.as_str(), Some("none" | "auto")) },
-    Unsupported { name: "tools", neutral: |v| v.as_array().is_some_and(Vec::is_empty) },
     Unsupported::always("user"),
     Unsupported::always("verbosity"),
     Unsupported::always("web_search_options"),
@@ -77,6 +76,16 @@ pub struct ChatRequest {
     /// what OpenAI asks of strict schemas.
     #[schema(value_type = Option<std::collections::HashMap<String, Value>>)]
     response_format: Option<ResponseFormat>,
+    /// Functions that the answer may call, at most 128: `{"type": "function", "function": {"name", "description",
+    /// "parameters", "strict"}}`. The base's chat template must have a place for them.
+    #[schema(value_type = Option<Vec<std::collections::HashMap<String, Value>>>)]
+    tools: Option<Vec<Value>>,
+    /// `none`, `auto` (the default), `required`, or `{"type": "function", "function": {"name"}}`. The last two hold the
+    /// answer to calls whose arguments keep to the functions' parameters; `auto` does so for `strict` functions.
+    #[schema(value_type = Option<Value>)]
+    tool_choice: Option<ToolChoice>,
+    /// Whether one answer may hold several calls. Default true.
+    parallel_tool_calls: Option<bool>,
 }
 
 type Request = Asked<ChatRequest>;
@@ -117,7 +126,7 @@ pub struct ChatChoice {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delta: Option<Message>,
     pub logprobs: Option<ChatLogprobs>,
-    /// `stop` or `length`; null before the end.
+    /// `stop`, `length` or `tool_calls`; null before the end.
     pub finish_reason: Option<String>,
 }
 
@@ -129,6 +138,9 @@ pub struct Message {
     pub content: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refusal: Option<String>,
+    /// In a stream each call comes whole, when its end is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<Vec<ToolCallObject>>,
 }
 
 #[derive(Debug, Default, Serialize, ToSchema)]
@@ -185,20 +197,35 @@ impl ChatLogprob {
 pub async fn create(
     State(state): State<AppState>,
     Inference(project): Inference,
-    JsonObject(mut body): JsonObject,
+    JsonObject(body): JsonObject,
+) -> Result<Response, ApiError> {
+    answer(&state, &project, body, false).await
+}
+
+/// The answer to a request's body; one in the background comes after all others.
+pub async fn answer(
+    state: &AppState,
+    project: &str,
+    mut body: Map<String, Value>,
+    is_background: bool,
 ) -> Result<Response, ApiError> {
     refuse_unsupported(&mut body, &UNSUPPORTED)?;
     let request = Request::read(body)?;
     let with_usage = request.sampling.streamed()?;
-    let (generations, answer) = start(&state, &project, &request).await?;
+    let (generations, answer) = start(state, project, &request, is_background).await?;
     let pieces = side_by_side(generations);
     match with_usage {
-        Some(with_usage) => Ok(answer.stream(pieces, with_usage, state.service)),
+        Some(with_usage) => Ok(answer.stream(pieces, with_usage, state.service.clone())),
         None => Ok(Json(answer.collect(pieces, &state.service).await?).into_response()),
     }
 }
 
-async fn start(state: &AppState, project: &str, request: &Request) -> Result<(Vec<Generation>, Answer), Problem> {
+async fn start(
+    state: &AppState,
+    project: &str,
+    request: &Request,
+    is_background: bool,
+) -> Result<(Vec<Generation>, Answer), Problem> {
     let Request { own, sampling } = request;
     let n = sampling.answers()?;
     let logprobs = match (own.logprobs.unwrap_or(false), own.top_logprobs) {
@@ -223,9 +250,22 @@ async fn start(state: &AppState, project: &str, request: &Request) -> Result<(Ve
     state.service.check_store(store)?;
     let model = state.service.model(project, &own.model).await?;
     let messages = messages(&own.messages)?;
-    let prompt = prompt(&model, &messages)?;
+    let given = own.tools.as_deref().unwrap_or_default();
+    let tools = tools(&model, given, own.tool_choice.as_ref(), own.parallel_tool_calls).await?;
+    if store && !given.is_empty() {
+        let message = "answers of a request with tools cannot be kept";
+        return Err(Problem::invalid("store", "invalid_combination", message));
+    }
+    let prompt = prompt(&model, &messages, tools.shown.as_deref())?;
     let prompt_tokens = prompt.len() as u64;
-    let grammar = grammar(&model, own.response_format.as_ref()).await?;
+    let format = grammar(&model, own.response_format.as_ref()).await?;
+    let grammar = match (format, tools.grammar) {
+        (Some(_), Some(_)) => {
+            let message = "tools hold the answer to calls and response_format to something else";
+            return Err(Problem::invalid("response_format", "invalid_combination", message));
+        }
+        (format, forced) => format.or(forced),
+    };
     let generations = state.service.generate(Wanted {
         model: &model,
         project,
@@ -235,7 +275,7 @@ async fn start(state: &AppState, project: &str, request: &Request) -> Result<(Ve
         prompt_param: "messages",
         fields: sampling,
         grammar,
-        is_background: false,
+        is_background,
         logprobs,
         prompt_logprobs: None,
     })?;
@@ -248,6 +288,7 @@ async fn start(state: &AppState, project: &str, request: &Request) -> Result<(Ve
         prompt_tokens,
         n,
         with_logprobs: logprobs.is_some(),
+        style: tools.style,
         kept: store.then(|| (project.to_owned(), messages)),
     };
     Ok((generations, answer))
@@ -262,6 +303,8 @@ struct Answer {
     prompt_tokens: u64,
     n: u64,
     with_logprobs: bool,
+    /// How calls are read out of it.
+    style: Option<ToolStyle>,
     /// The project and the conversation, when the answers are to be kept.
     kept: Option<(String, Vec<Value>)>,
 }
@@ -290,19 +333,28 @@ impl Answer {
     async fn collect(&self, mut pieces: Pieces, service: &Service) -> Result<ChatCompletion, Problem> {
         let empty = |index| ChatChoice {
             index,
-            message: Some(Message { role: Some("assistant".to_owned()), content: Some(String::new()), refusal: None }),
+            message: Some(Message {
+                role: Some("assistant".to_owned()),
+                content: Some(String::new()),
+                ..Message::default()
+            }),
             delta: None,
             logprobs: self.with_logprobs.then(ChatLogprobs::default),
             finish_reason: None,
         };
         let mut choices: Vec<ChatChoice> = (0..self.n).map(empty).collect();
         let mut counts = vec![0; choices.len()];
+        let mut speakers: Vec<Speaker> = choices.iter().map(|_| Speaker::new(self.style)).collect();
         while let Some((index, piece, tokens)) = pieces.recv().await {
             let Some(choice) = choices.get_mut(index as usize) else { continue };
             counts[index as usize] = tokens;
             let (text, token, reason) = parts(piece?);
-            if let Some(content) = choice.message.as_mut().and_then(|m| m.content.as_mut()) {
-                content.push_str(&text);
+            let Heard { text, calls, reason } = speakers[index as usize].hear(text, reason);
+            if let Some(message) = choice.message.as_mut() {
+                message.content.get_or_insert_default().push_str(&text);
+                for call in calls {
+                    message.tool_calls.get_or_insert_default().push(ToolCallObject { index: None, ..call });
+                }
             }
             if let (Some(all), Some(found)) = (&mut choice.logprobs, token) {
                 all.content.push(ChatLogprob::new(&self.resident, &found));
@@ -325,27 +377,33 @@ impl Answer {
             };
             for index in 0..self.n {
                 let role = Some("assistant".to_owned());
-                let first = Message { role, content: Some(String::new()), refusal: None };
+                let first = Message { role, content: Some(String::new()), ..Message::default() };
                 if sender.send(Ok(chunk(index, first, None, None))).await.is_err() {
                     return;
                 }
             }
             let mut counts = vec![0; self.n as usize];
             let mut texts = vec![String::new(); self.n as usize];
+            let mut speakers: Vec<Speaker> = texts.iter().map(|_| Speaker::new(self.style)).collect();
             while let Some((index, piece, tokens)) = pieces.recv().await {
                 counts[index as usize] = tokens;
                 let answer = match piece.map(parts) {
                     Err(problem) => Err(problem),
                     Ok((text, token, reason)) => {
+                        let Heard { text, calls, reason } = speakers[index as usize].hear(text, reason);
                         texts[index as usize].push_str(&text);
                         let logprobs = token.map(|found| ChatLogprobs {
                             content: vec![ChatLogprob::new(&self.resident, &found)],
                             refusal: None,
                         });
-                        if text.is_empty() && logprobs.is_none() && reason.is_none() {
+                        if text.is_empty() && calls.is_empty() && logprobs.is_none() && reason.is_none() {
                             continue;
                         }
-                        let delta = Message { content: (!text.is_empty()).then_some(text), ..Message::default() };
+                        let delta = Message {
+                            content: (!text.is_empty()).then_some(text),
+                            tool_calls: (!calls.is_empty()).then_some(calls),
+                            ..Message::default()
+                        };
                         Ok(chunk(index, delta, logprobs, reason))
                     }
                 };

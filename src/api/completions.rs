@@ -7,6 +7,7 @@ use axum::{
 };
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 use utoipa::ToSchema;
 
@@ -134,12 +135,22 @@ fn shown(bytes: &[u8]) -> String {
 pub async fn create(
     State(state): State<AppState>,
     Inference(project): Inference,
-    JsonObject(mut body): JsonObject,
+    JsonObject(body): JsonObject,
+) -> Result<Response, ApiError> {
+    answer(&state, &project, body, false).await
+}
+
+/// The answer to a request's body; one in the background comes after all others.
+pub async fn answer(
+    state: &AppState,
+    project: &str,
+    mut body: Map<String, Value>,
+    is_background: bool,
 ) -> Result<Response, ApiError> {
     refuse_unsupported(&mut body, &UNSUPPORTED)?;
     let request = Request::read(body)?;
     let with_usage = request.sampling.streamed()?;
-    let (generations, answer) = start(&state, &project, &request).await?;
+    let (generations, answer) = start(state, project, &request, is_background).await?;
     let pieces = side_by_side(generations);
     match with_usage {
         Some(with_usage) => Ok(answer.stream(pieces, with_usage)),
@@ -147,7 +158,12 @@ pub async fn create(
     }
 }
 
-async fn start(state: &AppState, project: &str, request: &Request) -> Result<(Vec<Generation>, Answer), Problem> {
+async fn start(
+    state: &AppState,
+    project: &str,
+    request: &Request,
+    is_background: bool,
+) -> Result<(Vec<Generation>, Answer), Problem> {
     let Request { own, sampling } = request;
     let n = sampling.answers()?;
     let logprobs = own.logprobs.map(|top| in_range("logprobs", top, 0, 20)).transpose()?.map(|n| n as usize);
@@ -165,7 +181,7 @@ async fn start(state: &AppState, project: &str, request: &Request) -> Result<(Ve
         prompt_param: "prompt",
         fields: sampling,
         grammar: None,
-        is_background: false,
+        is_background,
         logprobs,
         prompt_logprobs: logprobs.filter(|_| echo),
     })?;

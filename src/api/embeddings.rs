@@ -3,6 +3,7 @@
 use axum::{Json, extract::State};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::{
@@ -110,17 +111,27 @@ pub struct EmbeddingUsage {
 pub async fn create(
     State(state): State<AppState>,
     Inference(project): Inference,
-    JsonObject(mut body): JsonObject,
+    JsonObject(body): JsonObject,
+) -> Result<Json<EmbeddingList>, ApiError> {
+    answer(&state, &project, body, false).await
+}
+
+/// The answer to a request's body; one in the background comes after all others.
+pub async fn answer(
+    state: &AppState,
+    project: &str,
+    mut body: Map<String, Value>,
+    is_background: bool,
 ) -> Result<Json<EmbeddingList>, ApiError> {
     refuse_unsupported(&mut body, &UNSUPPORTED)?;
     let request: EmbeddingRequest = read(body)?;
-    let model = state.service.model(&project, &request.model).await?;
+    let model = state.service.model(project, &request.model).await?;
     let pooling = match request.pooling.unwrap_or_default() {
         PoolingName::Mean => Pooling::Mean,
         PoolingName::Last => Pooling::Last,
     };
     let inputs = request.input.ids(&model, "input", MAX_INPUTS)?;
-    let wanted = ToEmbed { model: &model, project: &project, inputs, pooling, dimensions: request.dimensions };
+    let wanted = ToEmbed { model: &model, project, inputs, pooling, dimensions: request.dimensions, is_background };
     let embedded = state.service.embed(wanted).await?;
     let tokens = embedded.iter().map(|one| one.tokens).sum();
     let format = request.encoding_format.unwrap_or_default();

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod auth;
+mod batches;
 mod chat;
 mod classify;
 mod completions;
@@ -22,6 +23,7 @@ mod openapi;
 mod prompt;
 mod request;
 mod router;
+mod said;
 pub mod serve;
 mod stream;
 mod uploads;
@@ -31,6 +33,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+pub use batches::Inside;
 pub use openapi::document;
 pub use router::router;
 

@@ -21,6 +21,7 @@ use super::router::routes;
     components(schemas(crate::domain::Metrics)),
     tags(
         (name = "chat", description = "Answers to conversations and prompts"),
+        (name = "batches", description = "Many requests as one file"),
         (name = "files", description = "Datasets and results"),
         (name = "fine-tuning", description = "Jobs and what can be trained"),
         (name = "models", description = "Bases and tuned models"),

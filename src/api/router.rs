@@ -16,8 +16,8 @@ use tower_http::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    AppState, adapters, chat, classify, completions, embeddings, error, estimate, extract::MAX_JSON, feedback, files,
-    graders, health, jobs, kept, methods, models, uploads,
+    AppState, adapters, batches, chat, classify, completions, embeddings, error, estimate, extract::MAX_JSON, feedback,
+    files, graders, health, jobs, kept, methods, models, uploads,
 };
 use crate::{domain::id, service::Problem};
 
@@ -30,6 +30,9 @@ pub fn routes(max_upload: u64) -> OpenApiRouter<AppState> {
         .routes(routes!(completions::create))
         .routes(routes!(classify::create))
         .routes(routes!(embeddings::create))
+        .routes(routes!(batches::create, batches::list))
+        .routes(routes!(batches::retrieve))
+        .routes(routes!(batches::cancel))
         .routes(routes!(models::list))
         .routes(routes!(models::retrieve, models::delete))
         .merge(

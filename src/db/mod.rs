@@ -3,6 +3,8 @@
 mod adapters;
 mod answers;
 mod audit;
+mod batch_queue;
+mod batches;
 mod checkpoints;
 mod events;
 mod feedback;
@@ -21,6 +23,7 @@ use sqlx::{
 };
 
 pub use answers::Once;
+pub use batch_queue::Standing;
 pub use checkpoints::CheckpointRecord;
 pub use feedback::FeedbackFilter;
 pub use jobs::Wish;
@@ -38,6 +41,7 @@ macro_rules! migrations {
             ("feedback", include_str!(concat!("../../migrations/", $folder, "/0003_feedback.sql"))),
             ("uploads", include_str!(concat!("../../migrations/", $folder, "/0004_uploads.sql"))),
             ("virtual tokens", include_str!(concat!("../../migrations/", $folder, "/0005_virtual_tokens.sql"))),
+            ("batches", include_str!(concat!("../../migrations/", $folder, "/0006_batches.sql"))),
         ]
     };
 }

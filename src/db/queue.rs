@@ -101,6 +101,7 @@ impl Db {
 
     /// With an embedded database there are no other workers: whatever ran when the process ended is free again.
     pub async fn release_local_claims(&self) -> Result<u64, DbError> {
+        self.release_local_batches().await?;
         let sql = "UPDATE jobs SET status = 'queued', worker = NULL, lease_until = NULL WHERE status = 'running'";
         Ok(sqlx::query(sql).execute(&self.pool).await?.rows_affected())
     }

@@ -2,6 +2,7 @@
 
 pub mod adapter;
 pub mod base;
+pub mod batch;
 pub mod dataset;
 pub mod estimate;
 pub mod event;
@@ -18,6 +19,7 @@ pub mod upload;
 
 pub use adapter::{AdapterRecord, Manifest, ManifestFile};
 pub use base::{BaseInfo, Norm, Site};
+pub use batch::{BatchError, BatchLine, BatchRecord, BatchStatus, Endpoint};
 pub use dataset::{FileReport, LineError};
 pub use estimate::{MemoryEstimate, RunEstimate, Saving};
 pub use event::{Event, EventKind, Metrics};

@@ -1,5 +1,6 @@
 //! Jobs in the background: a worker claims a row, trains on a thread of its own, and publishes what came out.
 
+pub mod batch;
 pub mod memory;
 mod observe;
 mod publish;

@@ -18,6 +18,8 @@ pub struct ToEmbed<'a> {
     pub pooling: Pooling,
     /// Keeps the first so many numbers.
     pub dimensions: Option<u64>,
+    /// Waits until nothing else does.
+    pub is_background: bool,
 }
 
 impl Service {
@@ -44,7 +46,7 @@ impl Service {
                 prompt_logprobs: None,
                 grammar: None,
                 task: Task::Embed(wanted.pooling),
-                is_background: false,
+                is_background: wanted.is_background,
             })?);
         }
         let mut all = Vec::new();

@@ -142,7 +142,7 @@ impl Service {
     pub async fn delete_file(&self, caller: &Caller, id: &str) -> Result<(), Problem> {
         self.file(&caller.project, id).await?;
         if self.db.file_is_in_use(id).await? {
-            let message = format!("{id} is read by a job that has not ended: cancel the job first");
+            let message = format!("{id} is read by a job or a batch that has not ended: cancel it first");
             return Err(Problem::new(super::Fault::Conflict, "file_in_use", message));
         }
         self.db.delete_file(caller, id).await?;

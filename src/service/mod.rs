@@ -3,6 +3,7 @@
 
 pub mod adapters;
 mod advice;
+mod batches;
 pub mod catalogue;
 pub mod chat;
 mod classify;
@@ -19,6 +20,7 @@ mod once;
 pub mod problem;
 pub mod sampling;
 pub mod stop;
+pub mod tools;
 pub mod uploads;
 
 use std::sync::Arc;
@@ -42,6 +44,8 @@ pub struct Service {
     pub engine: Handle,
     /// Wakes a worker in this process when a job is queued.
     pub wake: Arc<Notify>,
+    /// Wakes those that run batches.
+    pub wake_batches: Arc<Notify>,
     /// The largest file that an upload may bring, in bytes.
     pub max_upload: u64,
     /// Days that answers are kept whose requests ask for it; 0 keeps none.

@@ -9,7 +9,7 @@ use llguidance::{
 };
 use serde_json::{Value, json};
 
-use super::{TextError, Tokenizer};
+use super::{Calls, TextError, Tokenizer, ToolStyle};
 
 /// Compiles grammars for one vocabulary.
 pub struct Grammars {
@@ -41,12 +41,11 @@ impl Grammars {
         self.compile(TopLevelGrammar::from_json_schema(python_style(schema)?))
     }
 
-    /// `before`, JSON of the schema, and `after`.
-    pub fn json_between(&self, before: &str, schema: &Value, after: &str) -> Result<Grammar, TextError> {
-        let schema = python_style(schema)?;
-        let quoted = |text: &str| json!(text).to_string();
-        let call = format!("start: {} call {}\ncall: %json {schema}\n", quoted(before), quoted(after));
-        self.compile(TopLevelGrammar::from_lark(call))
+    /// Texts with so many calls of functions, each with its name and the schema of its arguments.
+    pub fn calls(&self, style: ToolStyle, calls: Calls, functions: &[(String, Value)]) -> Result<Grammar, TextError> {
+        let styled = functions.iter().map(|(name, schema)| Ok((name.clone(), python_style(schema)?)));
+        let styled: Vec<_> = styled.collect::<Result<_, TextError>>()?;
+        self.compile(TopLevelGrammar::from_lark(style.lark(calls, &styled)))
     }
 
     fn compile(&self, grammar: TopLevelGrammar) -> Result<Grammar, TextError> {

@@ -7,6 +7,7 @@ mod pre;
 mod sentencepiece;
 mod template;
 mod tokenizer;
+mod tools;
 mod vocabulary;
 
 use std::{path::Path, sync::OnceLock};
@@ -15,6 +16,7 @@ pub use detokenizer::Detokenizer;
 pub use grammar::{Grammar, Grammars};
 pub use template::ChatTemplate;
 pub use tokenizer::Tokenizer;
+pub use tools::{Calls, Said, ToolCall, ToolReader, ToolStyle};
 
 use crate::formats::{FormatError, gguf::Gguf};
 

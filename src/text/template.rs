@@ -11,7 +11,7 @@ use regex::Regex;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::TextError;
+use super::{TextError, ToolStyle};
 
 /// Instructions of one rendering: thousands of turns in the longest templates that we know.
 const FUEL: u64 = 20_000_000;
@@ -22,6 +22,9 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     bos_token: String,
     eos_token: String,
+    takes_tools: bool,
+    shows_calls: bool,
+    tool_style: Option<ToolStyle>,
 }
 
 impl ChatTemplate {
@@ -38,17 +41,38 @@ impl ChatTemplate {
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", tojson);
         environment.add_template_owned(NAME, without_generation_tags(source)).map_err(failed)?;
-        Ok(ChatTemplate { environment, bos_token: bos_token.to_owned(), eos_token: eos_token.to_owned() })
+        let template = environment.get_template(NAME).map_err(failed)?;
+        let takes_tools = template.undeclared_variables(false).contains("tools");
+        let tool_style = ToolStyle::of_template(source).filter(|_| takes_tools);
+        let shows_calls = source.contains("tool_calls");
+        let (bos_token, eos_token) = (bos_token.to_owned(), eos_token.to_owned());
+        Ok(ChatTemplate { environment, bos_token, eos_token, takes_tools, shows_calls, tool_style })
     }
 
-    /// `messages` in OpenAI's shape; content parts of type text are joined to a string first.
+    /// Whether tools have a place in it.
+    pub fn takes_tools(&self) -> bool {
+        self.takes_tools
+    }
+
+    /// Whether it shows the calls that an assistant made before.
+    pub fn shows_calls(&self) -> bool {
+        self.shows_calls
+    }
+
+    /// How the model writes calls, where that is known.
+    pub fn tool_style(&self) -> Option<ToolStyle> {
+        self.tool_style
+    }
+
+    /// `messages` in OpenAI's shape; content parts of type text are joined to a string first, and arguments of calls
+    /// are made objects, which is what templates expect.
     pub fn render(
         &self,
         messages: &[Value],
         tools: Option<&[Value]>,
         add_generation_prompt: bool,
     ) -> Result<String, TextError> {
-        let messages: Vec<Value> = messages.iter().map(with_joined_content).collect();
+        let messages: Vec<Value> = messages.iter().map(as_templates_expect).collect();
         let template = self.environment.get_template(NAME).map_err(failed)?;
         let values = context! {
             messages => Jinja::from(Serde(messages)),
@@ -80,8 +104,15 @@ impl Write for Capped {
     }
 }
 
-fn with_joined_content(message: &Value) -> Value {
+fn as_templates_expect(message: &Value) -> Value {
     let mut message = message.clone();
+    for call in message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Some(arguments) = call.pointer_mut("/function/arguments")
+            && let Some(Ok(object)) = arguments.as_str().map(serde_json::from_str::<Value>)
+        {
+            *arguments = object;
+        }
+    }
     if let Some(content) = message.get_mut("content")
         && let Some(parts) = content.as_array()
     {

@@ -12,5 +12,6 @@ mod lists;
 mod preference;
 mod sampling;
 mod text;
+pub mod tools;
 mod uploads;
 mod virtual_tokens;

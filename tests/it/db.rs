@@ -1,6 +1,7 @@
 //! One suite for both databases: each behaviour is a function over an empty store, run on SQLite and on PostgreSQL.
 
 mod audit;
+mod batches;
 mod feedback;
 mod lists;
 mod migrations;

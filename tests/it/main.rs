@@ -4,6 +4,7 @@ mod adalora;
 mod api;
 mod architecture;
 mod artifact;
+mod batches;
 mod crash;
 mod data;
 mod db;

@@ -7,7 +7,10 @@ use std::{
     sync::Mutex,
 };
 
-use crate::support::server::{BASE, KEY, Server};
+use crate::{
+    api::tools::with_template,
+    support::server::{BASE, KEY, Server},
+};
 
 /// The release that the test drives.
 const PACKAGE: &str = "openai==3.54.0";
@@ -35,10 +38,23 @@ fn run(command: &mut Command) -> String {
     out.into_owned()
 }
 
-#[test]
-fn the_openai_package_drives_the_whole_path() {
-    let server = Server::start();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/sdk/drive.py");
+fn drive(server: &Server, script: &str) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/sdk").join(script);
     let output = run(Command::new(python()).arg(script).arg(format!("{}/v1", server.url)).arg(KEY).arg(BASE));
     assert_eq!(output.trim().lines().last(), Some("done"), "{output}");
+}
+
+#[test]
+fn the_openai_package_drives_the_whole_path() {
+    drive(&Server::start(), "drive.py");
+}
+
+#[test]
+fn the_openai_package_calls_functions() {
+    drive(&with_template(), "tools.py");
+}
+
+#[test]
+fn the_openai_package_runs_batches() {
+    drive(&Server::start(), "batches.py");
 }

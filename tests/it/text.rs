@@ -1,5 +1,7 @@
 //! Tokenizers against the vocabulary cases that llama.cpp publishes, fetched as a package.
 
+mod tools;
+
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -22,7 +22,9 @@ async fn routes(client: &Client) -> Vec<(Method, String)> {
 fn may(scope: &str, method: &Method, path: &str) -> bool {
     let says = path == "/v1/feedback" && *method == Method::POST;
     let is_text = says || path.ends_with("/completions") || ["/v1/embeddings", "/v1/classify"].contains(&path);
-    let is_models = path.starts_with("/v1/models") && *method == Method::GET;
+    let is_batches = path.starts_with("/v1/batches");
+    let is_text = is_text || is_batches && *method == Method::POST;
+    let is_models = (path.starts_with("/v1/models") || is_batches) && *method == Method::GET;
     match scope {
         "all" => true,
         "inference" => is_text || is_models,
@@ -103,6 +105,12 @@ async fn foreign_ids_answer_like_unknown_ones() {
     let feedback = mine.post("/v1/feedback", &json!({"completion_id": completion, "thumb": "up"})).await.ok();
     let upload = json!({"filename": "rows.jsonl", "purpose": "fine-tune", "bytes": 9, "mime_type": "text/jsonl"});
     let upload = mine.post("/v1/uploads", &upload).await.ok();
+    let form = multipart::Form::new()
+        .text("purpose", "batch")
+        .part("file", multipart::Part::bytes(b"{}".to_vec()).file_name("b"));
+    let requests = answer(mine.request(Method::POST, "/v1/files").multipart(form)).await.ok();
+    let batch = json!({"input_file_id": requests["id"], "endpoint": "/v1/completions", "completion_window": "24h"});
+    let batch = mine.post("/v1/batches", &batch).await.ok();
     let fill = |path: &str, unknown: bool| {
         let id = |known: &str| if unknown { format!("{}x", &known[..known.len() - 1]) } else { known.to_owned() };
         path.replace("{file_id}", &id(&file))
@@ -111,6 +119,7 @@ async fn foreign_ids_answer_like_unknown_ones() {
             .replace("{adapter_id}", &id(adapter))
             .replace("{completion_id}", &id(completion.as_str().unwrap()))
             .replace("{feedback_id}", &id(feedback["id"].as_str().unwrap()))
+            .replace("{batch_id}", &id(batch["id"].as_str().unwrap()))
             .replace("{upload_id}", &id(upload["id"].as_str().unwrap()))
     };
     let mut tried = 0;

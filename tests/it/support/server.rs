@@ -36,9 +36,15 @@ impl Server {
 
     /// The same with more arguments of `serve`.
     pub fn with(arguments: &[&str]) -> Self {
+        Self::prepared(arguments, |_| ())
+    }
+
+    /// The same with the base's files changed before it starts.
+    pub fn prepared(arguments: &[&str], change: impl FnOnce(&Path)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (model, data) = (dir.path().join("model"), dir.path().join("data"));
         Tiny::default().write(&model);
+        change(&model);
         let arguments = arguments.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>();
         let (child, stdout, url) = spawn(&data, &model, &arguments);
         Self { url, data, model, arguments, child, _stdout: stdout, _dir: dir }
