@@ -11,13 +11,13 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use fs4::fs_std::FileExt;
-use tokio::{net::TcpListener, sync::Notify};
+use tokio::{net::TcpListener, sync::Notify, task::JoinHandle};
 
 use crate::{
     api::{self, AppState, serve},
     config::{Config, DatabaseConfig, NodeConfig, Pull, WorkerConfig},
     db::Db,
-    inference::{Bases, EngineSettings, Handle, Resident},
+    inference::{Bases, DiskSettings, EngineSettings, Handle, Resident},
     jobs::{
         self, Worker,
         batch::{self, BatchContext, Runners},
@@ -32,6 +32,9 @@ use crate::{
 
 /// How long streams may go on once the process stops.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// How often the database is asked which adapters are pinned.
+const PINS: Duration = Duration::from_secs(10);
 
 /// What every process has that trains or serves.
 struct Node {
@@ -101,6 +104,7 @@ pub struct Running {
     engine: Handle,
     workers: Vec<Worker>,
     batches: Runners,
+    pins: JoinHandle<()>,
     http: serve::Http,
     _lock: Option<fs::File>,
 }
@@ -117,6 +121,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         max_batch: config.max_batch,
         queue: config.queue,
         adapter_budget_bytes: config.adapter_budget,
+        adapter_disk: config.adapter_disk().map(|(dir, budget)| DiskSettings { dir, budget }),
         ..EngineSettings::default()
     };
     let engine = node.start_engine(settings)?;
@@ -135,19 +140,31 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         memory_limit,
         retention_days: config.completion_retention,
     };
+    let pins = tokio::spawn(follow_pins(service.clone()));
     let state = AppState::new(service);
     let answers = Arc::new(api::Inside(state.clone()));
     let batches = batch::start(BatchContext { db, store, answers }, wake_batches);
     let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listening on {}", config.listen))?;
     let address = listener.local_addr()?;
     let http = serve::start(listener, api::router(state.clone()));
-    Ok(Running { address, key_file, state, engine, workers, batches, http, _lock: lock })
+    Ok(Running { address, key_file, state, engine, workers, batches, pins, http, _lock: lock })
+}
+
+/// Keeps what is pinned at hand; other processes pin too.
+async fn follow_pins(service: Service) {
+    loop {
+        if let Err(problem) = service.refresh_pins().await {
+            tracing::warn!("pinned adapters: {}", problem.message);
+        }
+        tokio::time::sleep(PINS).await;
+    }
 }
 
 impl Running {
     /// Unready first, then streams end, then training checkpoints and gives its claim back.
     pub async fn stop(self) {
         self.state.drain();
+        self.pins.abort();
         let ((), (), _) = tokio::join!(stop_all(self.workers), self.batches.stop(), self.engine.stop(GRACE));
         self.http.stop(GRACE).await;
     }

@@ -126,6 +126,10 @@ pub struct Config {
     /// Bytes of adapters kept in memory.
     #[arg(long, env = "ATTUNE_ADAPTER_BUDGET", default_value_t = 1 << 30)]
     pub adapter_budget: u64,
+    /// Bytes of adapters kept on disk, in the data directory, between memory and the blob store; default: 8 GiB where
+    /// the store is S3, 0 where it is a folder. They are used when the store is away.
+    #[arg(long, env = "ATTUNE_ADAPTER_CACHE")]
+    pub adapter_cache: Option<u64>,
 }
 
 /// Where `hf:` names come from, as the hub's own tools are told.
@@ -201,6 +205,15 @@ impl DatabaseConfig {
     pub fn database_url(&self) -> String {
         let own = || format!("sqlite:{}", self.data_dir.join("attune.db").display());
         self.database_url.clone().unwrap_or_else(own)
+    }
+}
+
+impl Config {
+    /// Where adapters lie between memory and the store, and how many bytes of them.
+    pub fn adapter_disk(&self) -> Option<(PathBuf, u64)> {
+        let is_remote = !self.node.blob_store().starts_with("file:");
+        let bytes = self.adapter_cache.unwrap_or(if is_remote { 8 << 30 } else { 0 });
+        (bytes > 0).then(|| (self.node.database.data_dir.join("adapters"), bytes))
     }
 }
 

@@ -1,5 +1,7 @@
 //! `/v1/adapters`: adapters as files.
 
+use std::collections::HashSet;
+
 use axum::{
     Json,
     extract::{FromRequest, Multipart, Request, State},
@@ -18,7 +20,7 @@ use super::{
 };
 use crate::{
     domain::AdapterRecord,
-    inference::Residency,
+    inference::{Handle, Residency, Tier},
     service::{
         Fault, Problem,
         adapters::{self, Form, Packing},
@@ -48,6 +50,10 @@ pub struct AdapterObject {
     pub fine_tuning_job_id: Option<String>,
     /// The step of a checkpoint.
     pub step_number: Option<i64>,
+    /// The nearest place that has it: `memory`, `disk` or `store`.
+    pub tier: String,
+    /// Whether it is kept in memory and on disk whoever else is asked for.
+    pub pinned: bool,
     /// Whether it is in memory now.
     pub resident: bool,
     /// Bytes that it takes up in memory; 0 when it is not there.
@@ -59,9 +65,17 @@ pub struct AdapterObject {
 }
 
 impl AdapterObject {
-    fn new(record: AdapterRecord, resident: &[Residency]) -> Self {
+    fn new(record: AdapterRecord, now: &Now) -> Self {
+        let Now { engine, resident, pinned } = now;
+        let tier = match engine.tier(&record.generation) {
+            Tier::Memory => "memory",
+            Tier::Disk => "disk",
+            Tier::Store => "store",
+        };
         let found = resident.iter().find(|r| r.generation == record.generation);
         Self {
+            pinned: pinned.contains(&record.id),
+            tier: tier.to_owned(),
             id: record.id,
             object: "adapter".to_owned(),
             model: record.model,
@@ -80,6 +94,20 @@ impl AdapterObject {
     }
 }
 
+/// How adapters stand now.
+struct Now {
+    engine: Handle,
+    resident: Vec<Residency>,
+    pinned: HashSet<String>,
+}
+
+impl Now {
+    async fn of(state: &AppState, project: &str) -> Result<Self, ApiError> {
+        let engine = state.service.engine.clone();
+        Ok(Self { resident: engine.residency(), engine, pinned: state.service.db.pinned(project).await? })
+    }
+}
+
 /// The project's adapters, newest first.
 #[utoipa::path(get, path = "/v1/adapters", operation_id = "listAdapters", tag = "adapters", params(Paging),
     responses(
@@ -95,8 +123,8 @@ pub async fn list(
     Query(paging): Query<Paging>,
 ) -> Result<Json<List<AdapterObject>>, ApiError> {
     let page = state.service.db.adapters(&project, paging.after.as_deref(), paging.limit()?).await?;
-    let resident = state.service.engine.residency();
-    let data = page.data.into_iter().map(|record| AdapterObject::new(record, &resident)).collect();
+    let now = Now::of(&state, &project).await?;
+    let data = page.data.into_iter().map(|record| AdapterObject::new(record, &now)).collect();
     Ok(Json(List::new(data, page.has_more, |adapter| &adapter.id)))
 }
 
@@ -115,7 +143,45 @@ pub async fn retrieve(
     Id(id): Id,
 ) -> Result<Json<AdapterObject>, ApiError> {
     let record = state.service.adapter(&project, &id).await?;
-    Ok(Json(AdapterObject::new(record, &state.service.engine.residency())))
+    Ok(Json(AdapterObject::new(record, &Now::of(&state, &project).await?)))
+}
+
+/// Keeps an adapter in memory and on disk, whoever else is asked for; it is loaded at once. All pinned adapters may take
+/// half of the memory that adapters have.
+#[utoipa::path(post, path = "/v1/adapters/{adapter_id}/pin", operation_id = "pinAdapter", tag = "adapters",
+    params(("adapter_id" = String, Path, description = "`adapter-…`, or the model's name")),
+    responses(
+        (status = 200, description = "It is pinned", body = AdapterObject),
+        (status = 401, description = "No or a wrong key", body = ErrorEnvelope),
+        (status = 403, description = "The key's scopes do not reach", body = ErrorEnvelope),
+        (status = 404, description = "No such adapter", body = ErrorEnvelope),
+        (status = 409, description = "Pinned adapters leave no room", body = ErrorEnvelope),
+    ))]
+pub async fn pin(
+    State(state): State<AppState>,
+    Training(caller): Training,
+    Id(id): Id,
+) -> Result<Json<AdapterObject>, ApiError> {
+    let record = state.service.pin_adapter(&caller, &id).await?;
+    Ok(Json(AdapterObject::new(record, &Now::of(&state, &caller.project).await?)))
+}
+
+/// Lets an adapter go when its room is needed.
+#[utoipa::path(delete, path = "/v1/adapters/{adapter_id}/pin", operation_id = "unpinAdapter", tag = "adapters",
+    params(("adapter_id" = String, Path, description = "`adapter-…`, or the model's name")),
+    responses(
+        (status = 200, description = "It is not pinned", body = AdapterObject),
+        (status = 401, description = "No or a wrong key", body = ErrorEnvelope),
+        (status = 403, description = "The key's scopes do not reach", body = ErrorEnvelope),
+        (status = 404, description = "No such adapter", body = ErrorEnvelope),
+    ))]
+pub async fn unpin(
+    State(state): State<AppState>,
+    Training(caller): Training,
+    Id(id): Id,
+) -> Result<Json<AdapterObject>, ApiError> {
+    let record = state.service.unpin_adapter(&caller, &id).await?;
+    Ok(Json(AdapterObject::new(record, &Now::of(&state, &caller.project).await?)))
 }
 
 /// The multipart form of an import.
@@ -180,7 +246,7 @@ pub async fn import(
     let missing = |name: &str| Problem::invalid(name, "missing_required_parameter", format!("the form has no {name}"));
     let (base, packed) = (model.ok_or_else(|| missing("model"))?, file.ok_or_else(|| missing("file"))?);
     let record = state.service.import_adapter(&caller, key, adapters::Import { base, suffix, packed }).await?;
-    Ok(Json(AdapterObject::new(record, &[])))
+    Ok(Json(AdapterObject::new(record, &Now::of(&state, &caller.project).await?)))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]

@@ -29,6 +29,7 @@ use crate::{
         fields::{Unsupported, in_range, refuse_unsupported},
         format::{ResponseFormat, grammar},
         generate::{Generation, Piece, Wanted},
+        mix::MixPart,
         tools::{ToolChoice, ToolStyle, tools},
     },
 };
@@ -84,6 +85,8 @@ pub struct ChatRequest {
     /// answer to calls whose arguments keep to the functions' parameters; `auto` does so for `strict` functions.
     #[schema(value_type = Option<Value>)]
     tool_choice: Option<ToolChoice>,
+    /// Beyond OpenAI: LoRA adapters of this base that are mixed for this request, at most 8; `model` is then the base.
+    adapters: Option<Vec<MixPart>>,
     /// Whether one answer may hold several calls. Default true.
     parallel_tool_calls: Option<bool>,
 }
@@ -248,7 +251,7 @@ async fn start(
     }
     let store = own.store.unwrap_or(false);
     state.service.check_store(store)?;
-    let model = state.service.model(project, &own.model).await?;
+    let model = state.service.model_of(project, &own.model, own.adapters.as_deref()).await?;
     let messages = messages(&own.messages)?;
     let given = own.tools.as_deref().unwrap_or_default();
     let tools = tools(&model, given, own.tool_choice.as_ref(), own.parallel_tool_calls).await?;

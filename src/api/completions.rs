@@ -29,6 +29,7 @@ use crate::{
         Problem,
         fields::{Unsupported, in_range, refuse_unsupported},
         generate::{Generation, Piece, Wanted},
+        mix::MixPart,
     },
 };
 
@@ -50,6 +51,8 @@ pub struct CompletionRequest {
     /// A text, token ids, or a list of either (at most 64).
     #[schema(value_type = Value)]
     prompt: Prompt,
+    /// Beyond OpenAI: LoRA adapters of this base that are mixed for this request, at most 8; `model` is then the base.
+    adapters: Option<Vec<MixPart>>,
     /// Default 16. 0 with `echo` scores the prompt.
     max_tokens: Option<u64>,
     /// Alternatives with each token's log-probability, 0 to 20.
@@ -171,7 +174,7 @@ async fn start(
     if own.max_tokens == Some(0) && !echo {
         return Err(Problem::invalid("max_tokens", "out_of_range", "max_tokens is 0, which needs echo"));
     }
-    let model = state.service.model(project, &own.model).await?;
+    let model = state.service.model_of(project, &own.model, own.adapters.as_deref()).await?;
     let generations = state.service.generate(Wanted {
         model: &model,
         project,

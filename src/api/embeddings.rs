@@ -18,6 +18,7 @@ use crate::{
     service::{
         embed::ToEmbed,
         fields::{Unsupported, read, refuse_unsupported},
+        mix::MixPart,
     },
 };
 
@@ -53,6 +54,8 @@ pub struct EmbeddingRequest {
     /// A text, token ids, or a list of either (at most 256).
     #[schema(value_type = Value)]
     input: Prompt,
+    /// Beyond OpenAI: LoRA adapters of this base that are mixed for this request, at most 8; `model` is then the base.
+    adapters: Option<Vec<MixPart>>,
     /// Default `float`.
     encoding_format: Option<EncodingFormat>,
     /// The first so many numbers, at most the model's width; the vector has length 1 again.
@@ -125,7 +128,7 @@ pub async fn answer(
 ) -> Result<Json<EmbeddingList>, ApiError> {
     refuse_unsupported(&mut body, &UNSUPPORTED)?;
     let request: EmbeddingRequest = read(body)?;
-    let model = state.service.model(project, &request.model).await?;
+    let model = state.service.model_of(project, &request.model, request.adapters.as_deref()).await?;
     let pooling = match request.pooling.unwrap_or_default() {
         PoolingName::Mean => Pooling::Mean,
         PoolingName::Last => Pooling::Last,

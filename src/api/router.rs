@@ -59,6 +59,7 @@ pub fn routes(max_upload: u64) -> OpenApiRouter<AppState> {
         .routes(routes!(adapters::retrieve))
         .routes(routes!(adapters::download))
         .routes(routes!(adapters::merge))
+        .routes(routes!(adapters::pin, adapters::unpin))
         .routes(routes!(feedback::create, feedback::list))
         .routes(routes!(feedback::export))
         .routes(routes!(feedback::delete))

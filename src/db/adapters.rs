@@ -5,7 +5,7 @@ use sqlx::{Row, any::AnyRow};
 use super::{Db, DbError, Once, Page, Tx};
 use crate::domain::{AdapterRecord, Caller};
 
-fn adapter(row: &AnyRow) -> Result<AdapterRecord, DbError> {
+pub(super) fn adapter(row: &AnyRow) -> Result<AdapterRecord, DbError> {
     Ok(AdapterRecord {
         id: row.try_get("id")?,
         project: row.try_get("project")?,

@@ -11,6 +11,7 @@ mod feedback;
 mod files;
 mod jobs;
 mod keys;
+mod pins;
 mod queue;
 mod uploads;
 
@@ -42,6 +43,7 @@ macro_rules! migrations {
             ("uploads", include_str!(concat!("../../migrations/", $folder, "/0004_uploads.sql"))),
             ("virtual tokens", include_str!(concat!("../../migrations/", $folder, "/0005_virtual_tokens.sql"))),
             ("batches", include_str!(concat!("../../migrations/", $folder, "/0006_batches.sql"))),
+            ("pins", include_str!(concat!("../../migrations/", $folder, "/0007_pins.sql"))),
         ]
     };
 }

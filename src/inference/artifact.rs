@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use futures::StreamExt;
 use sha2::{Digest, Sha256};
 
+use super::disk::{DiskCache, part};
 use crate::{
     domain::{Manifest, ManifestFile},
     methods::AdapterFiles,
@@ -42,24 +44,59 @@ pub async fn read_adapter(
     store: &Arc<dyn BlobStore>,
     generation: &str,
 ) -> Result<(Manifest, AdapterFiles), ArtifactError> {
-    let key = |name: &str| Key::Adapter { generation: generation.to_owned(), name: name.to_owned() };
-    let manifest = store.get(&key(MANIFEST)).await?;
-    let manifest: Manifest =
-        serde_json::from_slice(&manifest).map_err(|_| ArtifactError::Damaged(key(MANIFEST).to_string()))?;
-    if manifest.generation != generation || generation_of(&manifest.files) != generation {
-        return Err(ArtifactError::Damaged(key(MANIFEST).to_string()));
+    download(store, None, generation).await
+}
+
+/// The same from the disk, or from the store by way of the disk.
+pub async fn read_through(
+    store: &Arc<dyn BlobStore>,
+    disk: Option<&Arc<DiskCache>>,
+    generation: &str,
+) -> Result<(Manifest, AdapterFiles), ArtifactError> {
+    if let Some(disk) = disk {
+        let (disk, name) = (disk.clone(), generation.to_owned());
+        if let Ok(Some(found)) = tokio::task::spawn_blocking(move || disk.get(&name)).await {
+            return Ok(found);
+        }
     }
+    download(store, disk.map(AsRef::as_ref), generation).await
+}
+
+/// Hashed as it comes in, and written to the disk on the way.
+async fn download(
+    store: &Arc<dyn BlobStore>,
+    disk: Option<&DiskCache>,
+    generation: &str,
+) -> Result<(Manifest, AdapterFiles), ArtifactError> {
+    let key = |name: &str| Key::Adapter { generation: generation.to_owned(), name: name.to_owned() };
+    let damaged = |name: &str| ArtifactError::Damaged(key(name).to_string());
+    let manifest = store.get(&key(MANIFEST)).await?;
+    let manifest: Manifest = serde_json::from_slice(&manifest).map_err(|_| damaged(MANIFEST))?;
+    if manifest.generation != generation || generation_of(&manifest.files) != generation {
+        return Err(damaged(MANIFEST));
+    }
+    let mut copy = disk.and_then(|disk| disk.begin(&manifest));
     let mut files = AdapterFiles::default();
     for file in &manifest.files {
-        let bytes = store.get(&key(&file.name)).await?;
-        if bytes.len() as u64 != file.bytes || sha256(&bytes) != file.sha256 {
-            return Err(ArtifactError::Damaged(key(&file.name).to_string()));
+        let part = part(&mut files, &file.name).ok_or_else(|| damaged(&file.name))?;
+        let (_, mut body) = store.get_stream(&key(&file.name)).await?;
+        let mut hash = Sha256::new();
+        while let Some(chunk) = body.next().await {
+            let chunk = chunk?;
+            // What is longer than it may be is not taken in to its end.
+            if (part.len() + chunk.len()) as u64 > file.bytes {
+                return Err(damaged(&file.name));
+            }
+            hash.update(&chunk);
+            part.extend_from_slice(&chunk);
+            copy = copy.filter(|copy| copy.write(&file.name, &chunk));
         }
-        match file.name.as_str() {
-            CONFIG => files.config = bytes.to_vec(),
-            WEIGHTS => files.weights = bytes.to_vec(),
-            _ => return Err(ArtifactError::Damaged(key(&file.name).to_string())),
+        if part.len() as u64 != file.bytes || hex::encode(hash.finalize()) != file.sha256 {
+            return Err(damaged(&file.name));
         }
+    }
+    if let Some(copy) = copy {
+        copy.keep();
     }
     Ok((manifest, files))
 }

@@ -13,7 +13,8 @@ use std::{
 use tokio::{runtime, sync::mpsc};
 
 use super::{
-    Bases, EngineError, Output, Request, Residency,
+    AdapterRef, Bases, EngineError, Output, Request, Residency, Resident, Tier,
+    disk::{DiskCache, DiskSettings},
     engine::{self, Command},
     registry::{Lease, Loader, Registry},
     reply::{Place, Reply},
@@ -33,6 +34,8 @@ pub struct EngineSettings {
     pub queue: usize,
     /// Bytes of adapters in memory, those in use and those on their way included.
     pub adapter_budget_bytes: u64,
+    /// Where adapters are kept between memory and the store; none goes to the store each time.
+    pub adapter_disk: Option<DiskSettings>,
     /// How long a request waits for its adapter.
     pub adapter_patience: Duration,
     /// Makes an adapter of its files.
@@ -47,6 +50,7 @@ impl Default for EngineSettings {
             max_cached_tokens: 65_536,
             queue: 256,
             adapter_budget_bytes: 1 << 30,
+            adapter_disk: None,
             adapter_patience: Duration::from_secs(60),
             loader: methods::load,
         }
@@ -87,7 +91,17 @@ impl Handle {
         let (commands, inbox) = channel::channel();
         let commands = Arc::new(commands);
         let (waiting, running) = (Arc::default(), Arc::default());
-        let registry = Arc::new(Registry::new(store, runtime, &settings));
+        let disk = match &settings.adapter_disk {
+            None => None,
+            Some(disk) => {
+                let opened = DiskCache::open(disk)?;
+                if opened.is_none() {
+                    tracing::warn!("{} belongs to another process: adapters are not kept on disk", disk.dir.display());
+                }
+                opened
+            }
+        };
+        let registry = Arc::new(Registry::new(store, disk, runtime, &settings));
         let limit = settings.queue;
         let threads = rayon::current_num_threads();
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("serving-{i}"));
@@ -138,7 +152,27 @@ impl Handle {
         self.registry.residency()
     }
 
-    /// Forgets a loaded generation (its last name was deleted); requests that hold it end with it.
+    /// The nearest place that has it.
+    pub fn tier(&self, generation: &str) -> Tier {
+        self.registry.tier(generation)
+    }
+
+    /// From now on these stay in memory and on disk, and no others; those that are not there are loaded.
+    pub fn pin(&self, pins: &[(Resident, AdapterRef)]) {
+        self.registry.pin(pins);
+    }
+
+    /// Bytes of adapters that may be in memory.
+    pub fn adapter_budget(&self) -> u64 {
+        self.registry.budget()
+    }
+
+    /// Bytes of adapters on disk.
+    pub fn adapter_disk_bytes(&self) -> u64 {
+        self.registry.disk_bytes()
+    }
+
+    /// Forgets a generation wherever it was kept (its last name was deleted); requests that hold it end with it.
     pub fn evict(&self, generation: &str) {
         self.registry.evict(generation);
     }

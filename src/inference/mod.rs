@@ -4,13 +4,16 @@ mod artifact;
 mod bases;
 mod batch;
 mod candidates;
+mod disk;
 mod engine;
 mod fairness;
 mod handle;
+mod mix;
 mod registry;
 mod reply;
 mod sample;
 mod sequence;
+mod worth;
 
 use std::time::Duration;
 
@@ -18,7 +21,9 @@ use crate::{domain::AdapterRecord, text::Grammar};
 
 pub use artifact::{ArtifactError, CONFIG, MANIFEST, WEIGHTS, generation_of, read_adapter, sha256};
 pub use bases::{Bases, Resident};
+pub use disk::DiskSettings;
 pub use handle::{EngineSettings, Handle, Status};
+pub use mix::Mix;
 pub use registry::{Lease, Loader};
 
 /// What to generate. Checked by the caller: `prompt` is not empty, and prompt + max_tokens fit the context that the
@@ -64,9 +69,10 @@ pub enum Pooling {
     Last,
 }
 
-/// An adapter in the store.
+/// An adapter in the store, or a mixture of some.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdapterRef {
+    /// Or a mixture's name: `Mix`.
     pub generation: String,
     /// Of its files, as they were when it was published: room is made before they are read.
     pub bytes: u64,
@@ -178,6 +184,15 @@ pub enum EngineError {
     Stopping,
     #[error("{0}")]
     Internal(String),
+}
+
+/// Where an adapter is, the nearest place first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    Memory,
+    Disk,
+    /// Nowhere nearer than where it was published.
+    Store,
 }
 
 /// What the engine says of a loaded adapter.

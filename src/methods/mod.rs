@@ -8,6 +8,7 @@ pub mod file;
 pub mod ia3;
 pub mod lora;
 pub mod merged;
+pub mod mix;
 pub mod moe_lora;
 pub mod p_tuning;
 mod part;

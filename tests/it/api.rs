@@ -9,6 +9,7 @@ mod fold;
 mod format;
 mod idempotency;
 mod lists;
+mod parameters;
 mod preference;
 mod sampling;
 mod text;

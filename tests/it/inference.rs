@@ -1,10 +1,13 @@
 //! The engine without HTTP: tiny bases, adapters of random weights, a store that counts.
 
 mod batching;
+mod canary;
+mod chaos;
 mod embedding;
 mod fairness;
 mod faults;
 mod grammar;
+mod mix;
 mod room;
 mod slots;
 

@@ -32,6 +32,7 @@ mod storage;
 mod support;
 mod tape;
 mod text;
+mod tiers;
 mod trainer;
 mod virtual_tokens;
 

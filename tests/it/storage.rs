@@ -8,14 +8,8 @@ use std::{
 use attune::storage::{self, BlobStore, ByteStream, Key, S3Settings, S3Store, StorageError};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::conn::auto::Builder,
-};
-use s3s::{auth::SimpleAuth, service::S3ServiceBuilder};
-use tokio::net::TcpListener;
 
-const BUCKET: &str = "attune-test";
+use crate::support::s3::{BUCKET, serve};
 
 fn file(id: &str) -> Key {
     Key::File { id: id.to_owned() }
@@ -136,22 +130,7 @@ async fn files_behave() {
 #[tokio::test]
 async fn s3_behaves() {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::create_dir(dir.path().join(BUCKET)).unwrap();
-    let mut service = S3ServiceBuilder::new(s3s_fs::FileSystem::new(dir.path()).unwrap());
-    service.set_auth(SimpleAuth::from_single("id", "secret"));
-    let service = service.build();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        loop {
-            let (connection, _) = listener.accept().await.unwrap();
-            let service = service.clone();
-            tokio::spawn(async move {
-                let builder = Builder::new(TokioExecutor::new());
-                _ = builder.serve_connection(TokioIo::new(connection), service).await;
-            });
-        }
-    });
+    let endpoint = format!("http://{}", serve(dir.path()).await);
     let settings = S3Settings {
         endpoint: Some(endpoint),
         region: Some("us-east-1".to_owned()),

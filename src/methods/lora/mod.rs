@@ -116,14 +116,12 @@ impl Method for LoraSpec {
     }
 
     fn load(&self, files: &AdapterFiles, base: &Base) -> Result<Arc<dyn Hook>, MethodError> {
-        let places = Places::new(self, &base.info)?;
-        if !places.are_linears() {
+        let Some(linears) = linears(self, files, base)? else {
             return Ok(Arc::new(adapted(self, files, base)?));
-        }
+        };
         // Nothing but linears of the layers: the engine makes the changes of all adapters of a batch in one op.
         let mut changes = LowRanks::new(base.info.layers);
-        let mut values = read(files, places.names(&base.info), base)?.into_iter();
-        for (target, (a, b)) in places.targets.iter().zip(std::iter::from_fn(|| values.next().zip(values.next()))) {
+        for (target, a, b) in linears {
             let linear = base.linear(target.layer, target.site);
             changes.insert(target.layer, target.site, linear.low_rank(a, &b, target.scale));
         }
@@ -137,6 +135,20 @@ impl Method for LoraSpec {
     fn merge(&self, files: &AdapterFiles, base: &Base) -> Result<Box<dyn Merge>, MethodError> {
         Ok(Box::new(adapted(self, files, base)?))
     }
+}
+
+/// A target with its A and B.
+pub(super) type Factors = (LoraTarget, Vec<f32>, Vec<f32>);
+
+/// The changes of linears of the layers, with their factors; none where the adapter changes anything else.
+pub(super) fn linears(spec: &LoraSpec, files: &AdapterFiles, base: &Base) -> Result<Option<Vec<Factors>>, MethodError> {
+    let places = Places::new(spec, &base.info)?;
+    if !places.are_linears() {
+        return Ok(None);
+    }
+    let mut values = read(files, places.names(&base.info), base)?.into_iter();
+    let pairs = std::iter::from_fn(|| values.next().zip(values.next()));
+    Ok(Some(places.targets.into_iter().zip(pairs).map(|(target, (a, b))| (target, a, b)).collect()))
 }
 
 fn adapted(spec: &LoraSpec, files: &AdapterFiles, base: &Base) -> Result<Adapted<LowRank>, MethodError> {

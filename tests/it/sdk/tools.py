@@ -27,7 +27,15 @@ class Weather(BaseModel):
 
 tool = openai.pydantic_function_tool(Weather, name="weather")
 assert "$ref" in json.dumps(tool) and tool["function"]["strict"], tool
-other = {"type": "function", "function": {"name": "other", "parameters": {"type": "object", "properties": {}}}}
+
+
+class Other(BaseModel):
+    """Something else."""
+
+    text: Literal["a"]
+
+
+other = openai.pydantic_function_tool(Other, name="other")
 ask = dict(
     model=base, messages=[{"role": "user", "content": "Weather?"}], tools=[tool, other], max_tokens=200, seed=5,
     tool_choice={"type": "function", "function": {"name": "weather"}},

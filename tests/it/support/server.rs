@@ -9,7 +9,7 @@ use std::{
 use reqwest::{Method, RequestBuilder, Response, multipart};
 use serde_json::{Value, json};
 
-use super::tiny::Tiny;
+use super::{s3, tiny::Tiny};
 
 /// The id of the tiny base.
 pub const BASE: &str = "tiny";
@@ -94,6 +94,11 @@ impl Server {
         Worker { child, _stdout: stdout, _dir: dir }
     }
 
+    /// The process's number.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Where the server keeps everything.
     pub fn data(&self) -> &Path {
         &self.data
@@ -169,6 +174,11 @@ fn attune(data: &Path) -> Command {
         command.env_remove(name);
     }
     command.env("ATTUNE_DATA_DIR", data);
+    // Of the S3 server that some tests start.
+    command
+        .env("AWS_ACCESS_KEY_ID", s3::USER.0)
+        .env("AWS_SECRET_ACCESS_KEY", s3::USER.1)
+        .env("AWS_REGION", "us-east-1");
     command
 }
 

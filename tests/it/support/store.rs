@@ -57,6 +57,8 @@ impl BlobStore for Watched {
     }
 
     async fn get_stream(&self, key: &Key) -> Result<(u64, ByteStream), StorageError> {
+        *self.reads.lock().unwrap().entry(key.to_string()).or_default() += 1;
+        self.is_open.subscribe().wait_for(|open| *open).await.unwrap();
         self.inner.get_stream(key).await
     }
 

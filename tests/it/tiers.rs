@@ -1,0 +1,172 @@
+//! Where adapters are, as the API says it: pins, mixtures, SIGKILL in the middle of a download.
+
+use std::{path::Path, time::Duration};
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    s3::Store,
+    server::{BASE, Client, Server},
+};
+
+const CHAT: &str = "/v1/chat/completions";
+
+fn chat(model: &Value) -> Value {
+    json!({"model": model, "messages": [{"role": "user", "content": "Question 1"}], "max_tokens": 8, "temperature": 0,
+           "ignore_eos": true, "logprobs": true})
+}
+
+async fn trained(client: &Client, adapter: Value, seed: u64) -> Value {
+    let file = client.file(6).await;
+    let body = json!({"model": BASE, "training_file": file, "suffix": "tiers", "adapter": adapter, "seed": seed,
+                      "training": {"max_steps": 2, "learning_rate": 0.05}});
+    let job = client.post("/v1/fine_tuning/jobs", &body).await.ok();
+    let ended = client.end_of(job["id"].as_str().unwrap()).await;
+    assert_eq!(ended["status"], "succeeded", "{ended}");
+    ended["fine_tuned_model"].clone()
+}
+
+async fn adapter(client: &Client, model: &Value) -> Value {
+    client.get(&format!("/v1/adapters/{}", model.as_str().unwrap())).await.ok()
+}
+
+fn lora(r: u64) -> Value {
+    json!({"type": "lora", "r": r, "alpha": r + 2})
+}
+
+#[tokio::test]
+async fn a_pinned_adapter_is_loaded_at_once_and_again_after_a_restart() {
+    let mut server = Server::with(&["--adapter-cache", "10000000"]);
+    let client = server.client();
+    let model = trained(&client, lora(4), 1).await;
+    let before = adapter(&client, &model).await;
+    assert_eq!(
+        (&before["tier"], &before["pinned"], &before["resident"]),
+        (&json!("store"), &json!(false), &json!(false))
+    );
+    let path = format!("/v1/adapters/{}/pin", model.as_str().unwrap());
+    assert_eq!(client.post(&path, &json!({})).await.ok()["pinned"], true);
+    let in_memory = async |client: &Client| loop {
+        let now = adapter(client, &model).await;
+        if now["tier"] == "memory" {
+            return now;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let now = in_memory(&client).await;
+    assert_eq!((&now["hits"], &now["pinned"], &now["resident_bytes"]), (&json!(0), &json!(true), &now["bytes"]));
+    assert!(now["load_seconds"].as_f64().unwrap() > 0.0);
+    client.post(CHAT, &chat(&model)).await.ok();
+    assert_eq!(adapter(&client, &model).await["hits"], 1);
+    server.kill_and_restart();
+    let client = server.client();
+    assert_eq!(in_memory(&client).await["pinned"], true);
+    assert_eq!(client.delete(&path).await.ok()["pinned"], false);
+    assert_eq!(client.delete(&path).await.ok()["pinned"], false, "twice is once");
+    client.post("/v1/adapters/adapter-none/pin", &json!({})).await.error(404, "not_found", Some("id"));
+
+    // Half of the memory is for pins.
+    let bytes = now["bytes"].as_u64().unwrap();
+    let small = Server::with(&["--adapter-budget", &(2 * bytes - 2).to_string()]);
+    let client = small.client();
+    let model = trained(&client, lora(4), 1).await;
+    let path = format!("/v1/adapters/{}/pin", model.as_str().unwrap());
+    let message = client.post(&path, &json!({})).await.error(409, "pins_full", Some("adapter_id"));
+    assert!(message.contains(&bytes.to_string()), "{message}");
+    assert_eq!(adapter(&client, &model).await["pinned"], false);
+}
+
+#[tokio::test]
+async fn adapters_are_mixed_for_one_request() {
+    let server = Server::start();
+    let client = server.client();
+    let (a, b) = (trained(&client, lora(3), 1).await, trained(&client, lora(5), 2).await);
+    let ia3 = trained(&client, json!({"type": "ia3"}), 3).await;
+    let with = |adapters: Value| {
+        let mut body = chat(&json!(BASE));
+        body["adapters"] = adapters;
+        body
+    };
+    let first = |answer: &Value| answer["choices"][0]["logprobs"]["content"][0]["logprob"].as_f64().unwrap();
+    let alone = client.post(CHAT, &chat(&a)).await.ok();
+    let base = client.post(CHAT, &chat(&json!(BASE))).await.ok();
+    let one = client.post(CHAT, &with(json!([{"model": a}]))).await.ok();
+    assert!((first(&one) - first(&alone)).abs() < 1e-3 && first(&one) != first(&base), "{one}");
+    let none = client.post(CHAT, &with(json!([{"model": a, "weight": 0}]))).await.ok();
+    assert!((first(&none) - first(&base)).abs() < 1e-3);
+    let both = client.post(CHAT, &with(json!([{"model": a, "weight": 0.5}, {"model": b, "weight": -2}]))).await.ok();
+    assert_eq!(both["model"], BASE);
+    assert!([&alone, &base, &one].iter().all(|other| first(other) != first(&both)));
+    assert_ne!(both["system_fingerprint"], one["system_fingerprint"]);
+    let complete = json!({"model": BASE, "prompt": "a", "max_tokens": 2, "adapters": [{"model": a}, {"model": b}]});
+    client.post("/v1/completions", &complete).await.ok();
+    let vector = async |adapters: Value| {
+        let body = json!({"model": BASE, "input": "a", "adapters": adapters});
+        client.post("/v1/embeddings", &body).await.ok()["data"][0]["embedding"].clone()
+    };
+    assert_ne!(vector(json!([{"model": a}])).await, vector(Value::Null).await);
+    for (adapters, status, code, param) in [
+        (json!([]), 400, "out_of_range", "adapters"),
+        (json!(vec![json!({"model": a}); 9]), 400, "out_of_range", "adapters"),
+        (json!([{"model": a}, {"model": ia3}]), 400, "not_mixable", "adapters.1.model"),
+        (json!([{"model": "ft:none"}]), 404, "model_not_found", "adapters.0.model"),
+        (json!([{"model": BASE}]), 400, "not_an_adapter", "adapters.0.model"),
+        (json!([{"model": a}, {"model": a, "weight": 2}]), 400, "given_twice", "adapters.1.model"),
+        (json!([{"model": a, "weight": 101}]), 400, "out_of_range", "adapters.0.weight"),
+        (json!([{"model": a, "weight": "1"}]), 400, "invalid_type", "adapters[0].weight"),
+    ] {
+        client.post(CHAT, &with(adapters)).await.error(status, code, Some(param));
+    }
+    let mut tuned = chat(&a);
+    tuned["adapters"] = json!([{"model": b}]);
+    client.post(CHAT, &tuned).await.error(400, "invalid_combination", Some("adapters"));
+    let other = server.client_with(&server.create_key("other", "all"));
+    other.post(CHAT, &with(json!([{"model": a}]))).await.error(404, "model_not_found", Some("adapters.0.model"));
+}
+
+/// What the cache has of adapters, and of halves.
+fn cached(data: &Path) -> (usize, usize) {
+    let names: Vec<String> = std::fs::read_dir(data.join("adapters"))
+        .map(|all| all.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect())
+        .unwrap_or_default();
+    let halves = names.iter().filter(|name| name.ends_with(".partial")).count();
+    (names.iter().filter(|name| name.len() == 64).count(), halves)
+}
+
+#[tokio::test]
+async fn a_kill_in_the_middle_of_a_download_leaves_nothing_half() {
+    let store = Store::start().await;
+    let arguments = ["--blob-store", "s3://attune-test/kill", "--s3-endpoint", &store.endpoint];
+    let mut server = Server::with(&arguments);
+    let model = trained(&server.client(), lora(8), 1).await;
+    let expected = server.client().post(CHAT, &chat(&model)).await.ok();
+    assert_eq!(cached(server.data()), (1, 0));
+    let mut halves = 0;
+    for _ in 0..3 {
+        server.kill();
+        std::fs::remove_dir_all(server.data().join("adapters")).unwrap();
+        server.restart();
+        store.drip(true);
+        let (client, body) = (server.client(), chat(&model));
+        let asked = tokio::spawn(async move { client.request(reqwest::Method::POST, CHAT).json(&body).send().await });
+        while cached(server.data()).1 == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        halves += 1;
+        server.kill();
+        assert!(asked.await.unwrap().is_err(), "the connection broke");
+        assert_eq!(cached(server.data()), (0, 1), "killed in the middle");
+        store.drip(false);
+        server.restart();
+        assert_eq!(cached(server.data()), (0, 0), "swept at the start");
+        let again = server.client().post(CHAT, &chat(&model)).await.ok();
+        assert_eq!(again["choices"], expected["choices"]);
+    }
+    assert_eq!(halves, 3);
+    // And without the store.
+    server.kill_and_restart();
+    store.cut();
+    let away = server.client().post(CHAT, &chat(&model)).await.ok();
+    assert_eq!(away["choices"], expected["choices"]);
+    assert_eq!(adapter(&server.client(), &model).await["tier"], "memory");
+}
