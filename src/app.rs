@@ -24,7 +24,7 @@ use crate::{
     },
     keys,
     model::{Base, Compute, Held, kernels::Isa},
-    outbound::{self, Source},
+    outbound::{self, Source, Web},
     service::Service,
     storage::{self, BlobStore, S3Settings},
     text::Text,
@@ -42,6 +42,7 @@ struct Node {
     store: Arc<dyn BlobStore>,
     bases: Bases,
     memory_limit: Option<u64>,
+    web: Web,
     /// Held until the process ends: one process owns an embedded database.
     lock: Option<fs::File>,
 }
@@ -57,7 +58,8 @@ impl Node {
         let s3 = S3Settings { endpoint: config.s3_endpoint.clone(), ..S3Settings::default() };
         let store = storage::open(&config.blob_store(), &s3).await.context("the blob store")?;
         let bases = load_bases(config, compute).await?;
-        Ok(Self { db, store, bases, memory_limit: config.memory_limit, lock })
+        let web = Web::new(config.outbound.settings()).context("the client for judges elsewhere")?;
+        Ok(Self { db, store, bases, memory_limit: config.memory_limit, web, lock })
     }
 
     fn start_engine(&self, settings: EngineSettings) -> std::io::Result<Handle> {
@@ -71,6 +73,7 @@ impl Node {
             bases: self.bases.clone(),
             memory_limit: self.memory_limit,
             engine: engine.clone(),
+            web: self.web.clone(),
         };
         (0..count).map(|_| jobs::start(context(), wake.clone())).collect()
     }
@@ -127,8 +130,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     let engine = node.start_engine(settings)?;
     let wake = Arc::new(Notify::new());
     let workers = node.start_workers(config.workers, &wake, &engine);
-    let Node { db, store, bases, memory_limit, lock } = node;
     let wake_batches = Arc::new(Notify::new());
+    let Node { db, store, bases, memory_limit, web, lock } = node;
     let service = Service {
         db: db.clone(),
         store: store.clone(),
@@ -138,6 +141,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         wake_batches: wake_batches.clone(),
         max_upload: config.max_upload,
         memory_limit,
+        web,
         retention_days: config.completion_retention,
     };
     let pins = tokio::spawn(follow_pins(service.clone()));

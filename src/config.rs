@@ -1,10 +1,13 @@
 //! The command line and the environment: the only place that reads either.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{domain::Scope, outbound::Hub};
+use crate::{
+    domain::Scope,
+    outbound::{Host, HostKey, Hub, Reach, WebSettings},
+};
 
 /// Fine-tuning as a service: every parameter-efficient method over one resident base.
 #[derive(Debug, Parser)]
@@ -68,6 +71,8 @@ pub struct NodeConfig {
     pub s3_endpoint: Option<String>,
     #[command(flatten)]
     pub hub: HubOptions,
+    #[command(flatten)]
+    pub outbound: OutboundOptions,
     /// cpu or cuda[:N].
     #[arg(long, env = "ATTUNE_DEVICE", default_value = "cpu")]
     pub device: String,
@@ -146,6 +151,25 @@ pub struct HubOptions {
     pub hf_home: Option<PathBuf>,
 }
 
+/// What requests may make this server ask: judges and rewards elsewhere. Public hosts over https need no permission;
+/// redirects are not followed, and no proxy is used.
+#[derive(Clone, Debug, Args)]
+pub struct OutboundOptions {
+    /// A HOST or HOST:PORT that judges may be at though its address is private or it has no https; may be repeated (in
+    /// the variable: separated by commas).
+    #[arg(long = "outbound-allow", env = "ATTUNE_OUTBOUND_ALLOW", value_delimiter = ',', value_parser = Host::parse)]
+    pub allowed: Vec<Host>,
+    /// HOST=KEY or HOST:PORT=KEY: what that host is shown as a bearer token, whoever asks; may be repeated (in the
+    /// variable: separated by commas).
+    #[arg(long = "outbound-key", env = "ATTUNE_OUTBOUND_KEYS", value_delimiter = ',', hide_env_values = true,
+        value_parser = HostKey::parse)]
+    pub keys: Vec<HostKey>,
+    /// Seconds that one answer may take, 1 to 600. Three attempts are made.
+    #[arg(long = "outbound-timeout", env = "ATTUNE_OUTBOUND_TIMEOUT", default_value_t = 60,
+        value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub timeout: u64,
+}
+
 #[derive(Debug, Args)]
 pub struct Pull {
     /// A built-in name, or a source as in `serve --model`.
@@ -198,6 +222,13 @@ impl HubOptions {
         let default = Hub::default();
         let endpoint = self.hf_endpoint.clone().unwrap_or(default.endpoint);
         Hub { endpoint, token: self.hf_token.clone(), home: self.hf_home.clone() }
+    }
+}
+
+impl OutboundOptions {
+    pub fn settings(&self) -> WebSettings {
+        let reach = Reach { allowed: self.allowed.clone(), keys: self.keys.clone() };
+        WebSettings { reach, timeout: Duration::from_secs(self.timeout), ..WebSettings::default() }
     }
 }
 

@@ -44,7 +44,7 @@ impl JobStatus {
 }
 
 /// Why a job failed. The code's first word says whose fault it was:
-/// `dataset_…` and `spec_…` the request's, `out_of_memory` the machine's, `internal…` ours.
+/// `dataset_…` and `spec_…` the request's, `grader_…` that of who was asked for rewards, `out_of_memory` the machine's, `internal…` ours.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Failure {
     pub code: String,

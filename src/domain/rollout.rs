@@ -36,8 +36,19 @@ pub trait Rollout: Sync {
     fn sample(&self, policy: Policy, asks: &[Ask]) -> anyhow::Result<Vec<Completion>>;
 }
 
-/// Tells what a completion is worth.
+/// A completion to judge, and the row that its prompt came from.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer<'a> {
+    pub item: &'a Value,
+    pub completion: &'a Completion,
+}
+
+/// Why a completion has no reward, in words: who was asked gave no answer that could be used.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ungraded(pub String);
+
+/// Tells what completions are worth.
 pub trait Reward: Sync {
-    /// `item` is the row that the prompt came from.
-    fn reward(&self, item: &Value, completion: &Completion) -> anyhow::Result<f64>;
+    /// A reward for each answer, in their order. An error is the fault of the request, whatever is asked.
+    fn rewards(&self, answers: &[Answer]) -> anyhow::Result<Vec<Result<f64, Ungraded>>>;
 }

@@ -1,6 +1,7 @@
 //! Jobs in the background: a worker claims a row, trains on a thread of its own, and publishes what came out.
 
 pub mod batch;
+pub mod judge;
 pub mod memory;
 mod observe;
 mod publish;
@@ -18,6 +19,7 @@ pub use rollout::{EngineRollout, GraderReward};
 use crate::{
     db::Db,
     inference::{Bases, Handle},
+    outbound::Web,
     storage::BlobStore,
 };
 
@@ -31,6 +33,15 @@ pub struct Context {
     pub memory_limit: Option<u64>,
     /// For objectives that learn from the model's own completions.
     pub engine: Handle,
+    /// For judges elsewhere.
+    pub web: Web,
+}
+
+impl Context {
+    fn means(&self) -> judge::Means {
+        let Self { db, bases, engine, web, .. } = self.clone();
+        judge::Means { db, bases, engine, web }
+    }
 }
 
 /// Unix seconds of this machine: for labels only; leases use the database's clock.

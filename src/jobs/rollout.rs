@@ -3,17 +3,17 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
-use serde_json::Value;
 
+use super::judge::Judges;
 use crate::{
     domain::{
         Completion,
-        rollout::{Ask, Policy, Reward, Rollout},
+        rollout::{Answer, Ask, Policy, Reward, Rollout, Ungraded},
         spec::Grader,
     },
     inference::{EngineError, Handle, Lease, Output, Request, Resident, Sampling, Task},
     methods::{self, AdapterFiles},
-    objectives::grade::{Scene, grade},
+    objectives::grade::Scene,
 };
 
 /// Completions under way at once: the engine batches them, and others wait beside them.
@@ -95,16 +95,25 @@ impl EngineRollout {
     }
 }
 
-/// A grader over the completion's text.
+/// A grader over the completion's text, and those whom it asks.
 pub struct GraderReward {
     pub grader: Grader,
+    pub judges: Judges,
     pub resident: Resident,
+    pub runtime: tokio::runtime::Handle,
 }
 
 impl Reward for GraderReward {
-    fn reward(&self, item: &Value, completion: &Completion) -> anyhow::Result<f64> {
-        let written = completion.ids.len() - usize::from(completion.is_ended);
-        let text = self.resident.text.tokenizer.decode(&completion.ids[..written], true)?;
-        Ok(grade(&self.grader, &Scene::new(item, &text))?)
+    fn rewards(&self, answers: &[Answer]) -> anyhow::Result<Vec<Result<f64, Ungraded>>> {
+        let scene = |answer: &Answer| Ok(Scene::new(answer.item, &written(&self.resident, answer.completion)?));
+        let scenes = answers.iter().map(scene).collect::<anyhow::Result<Vec<_>>>()?;
+        let graded = self.runtime.block_on(self.judges.grade_all(&self.grader, &scenes))?;
+        Ok(graded.into_iter().map(|graded| graded.reward).collect())
     }
+}
+
+/// The completion's text, without the token that ended it.
+fn written(resident: &Resident, completion: &Completion) -> anyhow::Result<String> {
+    let written = completion.ids.len() - usize::from(completion.is_ended);
+    Ok(resident.text.tokenizer.decode(&completion.ids[..written], true)?)
 }

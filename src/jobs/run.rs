@@ -5,7 +5,9 @@ use std::{io::Cursor, sync::Arc};
 use anyhow::Context as _;
 
 use super::{
-    Context, memory, now,
+    Context,
+    judge::{Judges, SeatError},
+    memory, now,
     observe::{JobObserver, Signals},
     publish::publish_adapter,
     rollout::{EngineRollout, GraderReward},
@@ -13,7 +15,7 @@ use super::{
 use crate::{
     data::{self, DataError, Row},
     db::{Claim, DbError, NewEvent, Publication},
-    domain::{AdapterRecord, EventKind, Failure, FileRecord, Job, Metrics, Snapshot, id},
+    domain::{AdapterRecord, EventKind, Failure, FileRecord, Job, Metrics, Snapshot, id, spec::Grader},
     inference::{ArtifactError, Resident, read_adapter, sha256},
     methods::{AdapterFiles, MethodError},
     objectives::grade::GradeError,
@@ -118,7 +120,12 @@ async fn train(context: &Context, job: &Job, signals: Arc<Signals>) -> Result<(O
         runtime: tokio::runtime::Handle::current(),
         started: None,
     };
+    let judges = match job.spec.objective.grader().flatten() {
+        Some(grader) => Some((grader.clone(), judges(context, job, grader).await?)),
+        None => None,
+    };
     let work = Work {
+        judges,
         job: job.clone(),
         resident: resident.clone(),
         train,
@@ -131,8 +138,20 @@ async fn train(context: &Context, job: &Job, signals: Arc<Signals>) -> Result<(O
     Ok((on_a_thread(work).await?, resident))
 }
 
+/// Those whom a job's grader asks.
+async fn judges(context: &Context, job: &Job, grader: &Grader) -> Result<Judges, Stop> {
+    Judges::of(&context.means(), &job.project, grader, true).await.map_err(|error| match error {
+        SeatError::Unknown(_) => {
+            failed("spec_unknown_model", error.to_string(), Some(&job.spec.objective.grader_path()))
+        }
+        SeatError::Db(error) => error.into(),
+    })
+}
+
 /// What goes to the training thread.
 struct Work {
+    /// The grader, and those whom it asks.
+    judges: Option<(Grader, Judges)>,
     job: Job,
     resident: Resident,
     train: Vec<Row>,
@@ -155,8 +174,12 @@ async fn on_a_thread(mut work: Work) -> Result<Outcome, Stop> {
             resident: work.resident.clone(),
             project: work.job.project.clone(),
         };
-        let grader = work.job.spec.objective.grader().flatten();
-        let reward = grader.map(|grader| GraderReward { grader: grader.clone(), resident: work.resident.clone() });
+        let reward = work.judges.take().map(|(grader, judges)| GraderReward {
+            grader,
+            judges,
+            resident: work.resident.clone(),
+            runtime: work.observer.runtime.clone(),
+        });
         let run = Run {
             tokenize: &tokenize,
             world: reward.as_ref().map(|reward| World { rollout: &rollout, reward }),
@@ -208,6 +231,7 @@ fn of_training(error: TrainError) -> Stop {
     match error {
         TrainError::Diverged(message) => failed("spec_diverged", message, Some("training.learning_rate")),
         TrainError::Data(message) => failed("dataset_empty", message, Some("training_file")),
+        TrainError::Ungraded(message) => failed("grader_failed", message, Some("method")),
         TrainError::Checkpoint(message) => failed("internal_checkpoint", message, None),
         TrainError::Method(error) => failed("spec_invalid", error.to_string(), Some("adapter")),
         TrainError::Tensor(error) => failed("internal", error.to_string(), None),

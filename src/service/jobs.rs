@@ -20,9 +20,7 @@ use crate::{
     },
     inference::read_adapter,
     jobs::now,
-    methods,
-    objectives::grade,
-    trainer,
+    methods, trainer,
 };
 
 /// The body of `POST /v1/fine_tuning/jobs`.
@@ -106,7 +104,7 @@ impl Service {
         let objective = ObjectiveSpec::from_json(&method)?;
         if let Some(Some(grader)) = objective.grader() {
             let param = objective.grader_path();
-            grade::check(grader).map_err(|error| Problem::invalid(&param, "spec_invalid_grader", error.to_string()))?;
+            self.check_grader(project, grader, &param).await?;
             if body.validation_file.is_some() {
                 let message =
                     format!("{} is judged by its rewards: it takes no validation file", objective.type_name());

@@ -34,6 +34,7 @@ pub use problem::{Fault, Problem};
 use crate::{
     db::Db,
     inference::{Bases, Handle},
+    outbound::Web,
     storage::BlobStore,
 };
 
@@ -54,4 +55,6 @@ pub struct Service {
     pub retention_days: u32,
     /// Bytes that a job may take; none asks the machine.
     pub memory_limit: Option<u64>,
+    /// For judges elsewhere.
+    pub web: Web,
 }

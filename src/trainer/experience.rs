@@ -7,7 +7,7 @@ use crate::{
     data::{Example, Prompt, Row, Sampled},
     domain::{
         Completion,
-        rollout::{Ask, Policy, Reward, Rollout},
+        rollout::{Answer, Ask, Policy, Reward, Rollout, Ungraded},
     },
     methods::AdapterFiles,
     objectives::{Figures, Models, Online, online},
@@ -29,7 +29,15 @@ pub struct Place {
     pub step: u64,
 }
 
-/// The rows of a step: each prompt's completions, side by side.
+/// A step's completions.
+pub struct Gathered {
+    /// Each prompt's completions, side by side.
+    pub rows: Vec<Row>,
+    pub figures: Figures,
+    /// What is to be said of completions without a reward.
+    pub warning: Option<String>,
+}
+
 pub fn gather(
     world: &World,
     online: &dyn Online,
@@ -37,7 +45,7 @@ pub fn gather(
     models: &Models,
     prompts: &[&Prompt],
     place: &Place,
-) -> Result<(Vec<Row>, Figures), TrainError> {
+) -> Result<Gathered, TrainError> {
     let draw = online.draw();
     let group = draw.num_generations as usize;
     let ask = |(i, prompt): (usize, &&Prompt)| Ask {
@@ -50,10 +58,11 @@ pub fn gather(
     let asks: Vec<Ask> = asks.enumerate().map(ask).collect();
     let policy = Policy { config: &policy.config, weights: &policy.weights };
     let completions = world.rollout.sample(policy, &asks).map_err(TrainError::Observer)?;
-    let rewards: Vec<f64> = (completions.iter().enumerate())
-        .map(|(i, completion)| world.reward.reward(&prompts[i / group].item, completion))
-        .collect::<Result<_, _>>()
-        .map_err(TrainError::Observer)?;
+    let answer = |(i, completion): (usize, _)| Answer { item: &prompts[i / group].item, completion };
+    let answers: Vec<Answer> = completions.iter().enumerate().map(answer).collect();
+    let found = world.reward.rewards(&answers).map_err(TrainError::Observer)?;
+    let warning = ungraded(&found, draw.max_ungraded)?;
+    let rewards: Vec<Option<f64>> = found.into_iter().map(Result::ok).collect();
     let texts: Vec<Example> =
         completions.iter().enumerate().map(|(i, completion)| text(prompts[i / group], completion)).collect();
     let texts: Vec<&Example> = texts.iter().collect();
@@ -69,8 +78,7 @@ pub fn gather(
         _ => 0.0,
     };
     let divergences: Vec<f64> = (0..texts.len()).map(divergence).collect();
-    let groups = |values: &[f64]| values.chunks(group).map(<[f64]>::to_vec).collect::<Vec<_>>();
-    let advantages = online.advantages(&groups(&rewards), &groups(&divergences)).concat();
+    let advantages = advantages(online, &rewards, &divergences, group);
     let rows = texts.iter().enumerate().map(|(i, text)| {
         Row::Sampled(Sampled {
             example: (*text).clone(),
@@ -80,7 +88,39 @@ pub fn gather(
             reference: reference.as_ref().map(|reference| reference[i].clone()).unwrap_or_default(),
         })
     });
-    Ok((rows.collect(), figures(&completions, &groups(&rewards))))
+    let graded: Vec<Vec<f64>> = rewards.chunks(group).map(|group| group.iter().flatten().copied().collect()).collect();
+    let mut figures = figures(&completions, &graded);
+    rewards.iter().for_each(|reward| figures.add("frac_ungraded", f64::from(u8::from(reward.is_none()))));
+    Ok(Gathered { rows: rows.collect(), figures, warning })
+}
+
+/// What is to be said where rewards are missing; too many of them are an error.
+fn ungraded(found: &[Result<f64, Ungraded>], most: f64) -> Result<Option<String>, TrainError> {
+    let missing: Vec<&str> =
+        found.iter().filter_map(|reward| reward.as_ref().err()).map(|why| why.0.as_str()).collect();
+    let Some(first) = missing.first() else { return Ok(None) };
+    let text = format!("{} of {} completions have no reward: {first}", missing.len(), found.len());
+    if missing.len() as f64 > most * found.len() as f64 {
+        return Err(TrainError::Ungraded(format!("{text}. max_ungraded is {most}")));
+    }
+    Ok(Some(text))
+}
+
+/// Among the completions of each group that have a reward; those without one, and those that are alone, teach nothing.
+fn advantages(online: &dyn Online, rewards: &[Option<f64>], divergences: &[f64], group: usize) -> Vec<f64> {
+    let graded: Vec<Vec<(f64, f64)>> = (rewards.chunks(group).zip(divergences.chunks(group)))
+        .map(|(rewards, apart)| rewards.iter().zip(apart).filter_map(|(r, d)| r.map(|r| (r, *d))).collect())
+        .filter(|group: &Vec<_>| group.len() > 1)
+        .collect();
+    let part =
+        |of: fn(&(f64, f64)) -> f64| graded.iter().map(|group| group.iter().map(of).collect()).collect::<Vec<_>>();
+    let mut found = online.advantages(&part(|(r, _)| *r), &part(|(_, d)| *d)).into_iter().flatten();
+    let of_group = |rewards: &[Option<f64>]| {
+        let is_alone = rewards.iter().flatten().count() < 2;
+        let of = |reward: &Option<f64>| reward.filter(|_| !is_alone).and_then(|_| found.next()).unwrap_or(0.0);
+        rewards.iter().map(of).collect::<Vec<f64>>()
+    };
+    rewards.chunks(group).flat_map(of_group).collect()
 }
 
 /// A prompt and its completion, which alone is trained on.
@@ -102,7 +142,7 @@ fn figures(completions: &[Completion], rewards: &[Vec<f64>]) -> Figures {
         figures.add("completions/mean_length", completion.ids.len() as f64);
         figures.add("completions/clipped_ratio", f64::from(u8::from(!completion.is_ended)));
     }
-    for group in rewards {
+    for group in rewards.iter().filter(|group| !group.is_empty()) {
         group.iter().for_each(|reward| figures.add("reward", *reward));
         let (_, deviation) = online::moments(group);
         figures.add("reward_std", deviation);

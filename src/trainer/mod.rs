@@ -70,6 +70,9 @@ pub enum TrainError {
     Method(#[from] MethodError),
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+    /// Too many completions of a step have no reward.
+    #[error("{0}")]
+    Ungraded(String),
     /// The observer could not go on.
     #[error(transparent)]
     Observer(anyhow::Error),

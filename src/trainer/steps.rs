@@ -8,7 +8,7 @@ use super::{
     Outcome, Run, TrainError, checkpoint,
     checkpoint::{Identity, Progress},
     eval::evaluate,
-    experience::{Place, World, gather},
+    experience::{Gathered, Place, World, gather},
     gradient::Gradient,
     optim::{AdamW, Step},
     order,
@@ -98,7 +98,7 @@ impl<'a> Loop<'a> {
             self.checkpoint(observer)?;
         }
         while !self.is_done() {
-            let metrics = self.step()?;
+            let metrics = self.step(observer)?;
             let control = observer.step(&metrics).map_err(TrainError::Observer)?;
             if control == Control::Cancel {
                 return Ok(Outcome::Cancelled);
@@ -140,16 +140,19 @@ impl<'a> Loop<'a> {
     }
 
     /// One optimiser step. The losses are those before the update; the validation figures, those after it.
-    fn step(&mut self) -> Result<Metrics, TrainError> {
+    fn step(&mut self, observer: &mut dyn Observer) -> Result<Metrics, TrainError> {
         let begun = Instant::now();
         let index = self.progress.step;
         let (epoch, places) = self.plan.rows_of(index);
         let order = order::epoch(self.spec.seed, epoch, self.rows.train.len());
         let chosen: Vec<&Row> = order[places.clone()].iter().map(|row| self.rows.train[*row]).collect();
         let drawn = self.draw(index, &chosen)?;
+        if let Some(warning) = drawn.as_ref().and_then(|drawn| drawn.warning.as_ref()) {
+            observer.message("warn", &format!("step {}: {warning}", index + 1)).map_err(TrainError::Observer)?;
+        }
         let mut figures = Figures::default();
         let rows: Vec<&Row> = match &drawn {
-            Some((rows, _)) => rows.iter().collect(),
+            Some(drawn) => drawn.rows.iter().collect(),
             None => chosen,
         };
         let rate = learning_rate(&self.spec.training, index, self.plan.total_steps);
@@ -172,7 +175,7 @@ impl<'a> Loop<'a> {
         }
         let (loss, hits, norm) = before.unwrap_or_default();
         let (trained, tokens) = (sum(&rows, Row::trained), sum(&rows, Row::tokens));
-        figures.merge(drawn.map(|(_, figures)| figures).unwrap_or_default());
+        figures.merge(drawn.map(|drawn| drawn.figures).unwrap_or_default());
 
         self.progress.step += 1;
         self.progress.epoch = epoch;
@@ -204,7 +207,7 @@ impl<'a> Loop<'a> {
     }
 
     /// The completions that a step is over, for objectives that learn from them.
-    fn draw(&self, index: u64, rows: &[&Row]) -> Result<Option<(Vec<Row>, Figures)>, TrainError> {
+    fn draw(&self, index: u64, rows: &[&Row]) -> Result<Option<Gathered>, TrainError> {
         let Some(online) = self.objective.online() else { return Ok(None) };
         let Some(world) = &self.world else {
             return Err(TrainError::Data("there is nobody to draw completions from".to_owned()));

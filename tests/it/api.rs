@@ -7,6 +7,7 @@ mod estimate;
 mod feedback;
 mod fold;
 mod format;
+mod graders;
 mod idempotency;
 mod lists;
 mod parameters;

@@ -1,5 +1,7 @@
 //! Pulls from the Hugging Face hub, against a small hub of our own.
 
+mod web;
+
 use std::{
     collections::BTreeMap,
     fs,

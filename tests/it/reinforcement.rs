@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use attune::{
     data::{Example, Prompt, Row},
     domain::{
-        Completion, ObjectiveSpec, Snapshot, TrainSpec,
-        rollout::{Ask, Policy, Reward, Rollout},
+        ObjectiveSpec, Snapshot, TrainSpec,
+        rollout::{Answer, Ask, Policy, Reward, Rollout, Ungraded},
         spec::{Grader, GrpoSpec, RlooSpec},
     },
     inference::{Bases, EngineSettings, Handle, Resident},
@@ -256,9 +256,59 @@ impl Stage {
 struct LikesEven;
 
 impl Reward for LikesEven {
-    fn reward(&self, _: &Value, completion: &Completion) -> anyhow::Result<f64> {
-        let even = completion.ids.iter().filter(|id| *id % 2 == 0).count();
-        Ok(even as f64 / completion.ids.len() as f64)
+    fn rewards(&self, answers: &[Answer]) -> anyhow::Result<Vec<Result<f64, Ungraded>>> {
+        let even = |answer: &Answer| {
+            let ids = &answer.completion.ids;
+            ids.iter().filter(|id| *id % 2 == 0).count() as f64 / ids.len() as f64
+        };
+        Ok(answers.iter().map(|answer| Ok(even(answer))).collect())
+    }
+}
+
+/// The same, but silent on answers that begin with a multiple of this.
+struct Silent {
+    every: u32,
+}
+
+impl Reward for Silent {
+    fn rewards(&self, answers: &[Answer]) -> anyhow::Result<Vec<Result<f64, Ungraded>>> {
+        let all = LikesEven.rewards(answers)?;
+        let is_silent = |answer: &Answer| answer.completion.ids[0].is_multiple_of(self.every);
+        let one = |(answer, reward)| if is_silent(answer) { Err(Ungraded("no word".into())) } else { reward };
+        Ok(answers.iter().zip(all).map(one).collect())
+    }
+}
+
+/// Completions without a reward are left out of their group and counted; too many of them fail the run.
+#[test]
+fn missing_rewards_are_left_out_up_to_a_share() {
+    let stage = Stage::new();
+    let training = json!({"n_epochs": 3, "batch_size": 2, "learning_rate": 1e-2, "max_seq_len": 64});
+    let ran = |every: u32, knobs: Value| {
+        let mut all = json!({"num_generations": 4, "max_completion_length": 4});
+        all.as_object_mut().unwrap().extend(knobs.as_object().unwrap().clone());
+        let task = stage.task("grpo", all, training.clone());
+        let world = World { rollout: &stage.rollout, reward: &Silent { every } };
+        let mut recorder = Recorder::default();
+        let ended = run_in(Some(world), &stage.base, &task, &prompts(4), From::default(), &mut recorder);
+        (ended, recorder)
+    };
+    let (ended, recorder) = ran(3, json!({"max_ungraded": 1.0}));
+    assert!(matches!(ended.unwrap(), Outcome::Finished { .. }));
+    let shares = figures(&recorder, "frac_ungraded");
+    assert!(shares.iter().any(|share| *share > 0.0 && *share < 1.0), "{shares:?}");
+    let warned = recorder.messages.iter().filter(|text| text.contains("completions have no reward: no word")).count();
+    assert_eq!(warned, shares.iter().filter(|share| **share > 0.0).count());
+    // A group of which nobody says anything teaches nothing, and harms nothing.
+    let (ended, recorder) = ran(1, json!({"max_ungraded": 1.0}));
+    assert!(matches!(ended.unwrap(), Outcome::Finished { .. }));
+    assert!(recorder.metrics.iter().all(|metrics| metrics.grad_norm == Some(0.0)));
+    let (ended, _) = ran(1, json!({}));
+    match ended {
+        Err(TrainError::Ungraded(text)) => {
+            assert_eq!(text, "8 of 8 completions have no reward: no word. max_ungraded is 0.5")
+        }
+        other => panic!("{:?}", other.map(|_| ())),
     }
 }
 

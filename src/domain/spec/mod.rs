@@ -28,7 +28,10 @@ use serde_json::{Value, json};
 pub use adalora::{AdaLoraSpec, Budget};
 pub use card::Card;
 pub use dora::DoraSpec;
-pub use grader::{Comparison, Grader, Similarity};
+pub use grader::{
+    Asked, Comparison, Endpoint, Grader, GraderMessage, GraderRole, SamplingParams, ScoreModel, Scoring, Similarity,
+    below_key,
+};
 pub use ia3::{Ia3Spec, Ia3Target};
 pub use lora::{LoraInit, LoraInitName, LoraSpec, LoraTarget};
 pub use moe_lora::{MoeLoraSpec, MoeVariant, is_feed_forward};

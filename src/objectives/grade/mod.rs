@@ -1,4 +1,5 @@
-//! Graders: a text and the row that its prompt came from become a number.
+//! Graders: a text and the row that its prompt came from become a number. What others have to be asked for is asked
+//! elsewhere, and comes here as answers.
 
 mod formula;
 mod similarity;
@@ -8,7 +9,7 @@ use std::collections::BTreeMap;
 use regex::{Captures, Regex};
 use serde_json::{Value, json};
 
-use crate::domain::spec::{Comparison, Grader};
+use crate::domain::spec::{Comparison, Grader, GraderMessage, ScoreModel, below_key};
 
 pub use formula::Formula;
 
@@ -16,6 +17,9 @@ pub use formula::Formula;
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{0}")]
 pub struct GradeError(pub String);
+
+/// What those said who were asked, by their places (`Grader::asked`).
+pub type Answers = BTreeMap<String, f64>;
 
 /// What templates speak of.
 pub struct Scene {
@@ -27,6 +31,20 @@ impl Scene {
     pub fn new(item: &Value, text: &str) -> Self {
         let parsed: Option<Value> = serde_json::from_str(text).ok();
         Self { values: json!({"item": item, "sample": {"output_text": text, "output_json": parsed}}) }
+    }
+
+    /// The row and what the model wrote, as templates name them.
+    pub fn values(&self) -> &Value {
+        &self.values
+    }
+
+    /// What a model is asked, as a conversation.
+    pub fn question(&self, asked: &ScoreModel) -> Result<Vec<Value>, GradeError> {
+        let message = |message: &GraderMessage| {
+            let content = self.fill(&message.text().map_err(GradeError)?)?;
+            Ok(json!({"role": message.role.name(), "content": content}))
+        };
+        asked.input.iter().map(message).collect()
     }
 
     /// The template with its places filled in. A place that is not there is an error.
@@ -54,7 +72,24 @@ impl Scene {
     }
 }
 
+/// A grader that asks nobody.
 pub fn grade(grader: &Grader, scene: &Scene) -> Result<f64, GradeError> {
+    grade_with(grader, scene, &Answers::new())
+}
+
+/// With the answers of all that were asked.
+pub fn grade_with(grader: &Grader, scene: &Scene, answers: &Answers) -> Result<f64, GradeError> {
+    grade_at("", grader, scene, answers)
+}
+
+/// Of each grader inside a multi grader, by its key, those that have a score.
+pub fn parts(grader: &Grader, scene: &Scene, answers: &Answers) -> Vec<(String, f64)> {
+    let Grader::Multi { graders, .. } = grader else { return Vec::new() };
+    let part = |(key, inner): (&String, &Grader)| Some((key.clone(), grade_at(key, inner, scene, answers).ok()?));
+    graders.iter().filter_map(part).collect()
+}
+
+fn grade_at(place: &str, grader: &Grader, scene: &Scene, answers: &Answers) -> Result<f64, GradeError> {
     let yes = |is: bool| f64::from(u8::from(is));
     match grader {
         Grader::StringCheck { input, reference, operation, .. } => {
@@ -77,8 +112,14 @@ pub fn grade(grader: &Grader, scene: &Scene) -> Result<f64, GradeError> {
         Grader::Length { input, least, most, .. } => {
             Ok(yes((*least..=*most).contains(&(scene.fill(input)?.chars().count() as u64))))
         }
+        Grader::ScoreModel(_) | Grader::Endpoint(_) => {
+            answers.get(place).copied().ok_or_else(|| GradeError(format!("nobody has answered {place:?}")))
+        }
         Grader::Multi { graders, calculate_output, .. } => {
-            let scores = graders.iter().map(|(key, grader)| Ok((key.clone(), grade(grader, scene)?)));
+            let score = |(key, inner): (&String, &Grader)| {
+                Ok((key.clone(), grade_at(&below_key(place, key), inner, scene, answers)?))
+            };
+            let scores = graders.iter().map(score);
             let scores: BTreeMap<String, f64> = scores.collect::<Result<_, GradeError>>()?;
             Formula::parse(calculate_output)?.value(&scores)
         }

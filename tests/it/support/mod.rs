@@ -2,6 +2,7 @@
 
 pub mod chaotic;
 pub mod counting;
+pub mod elsewhere;
 pub mod faulty;
 pub mod gguf;
 pub mod package;

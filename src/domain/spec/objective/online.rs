@@ -27,7 +27,12 @@ pub struct Draw {
     pub temperature: f64,
     /// Optimiser updates on the same completions.
     pub num_iterations: u64,
+    /// Share of a step's completions that may be without a reward.
+    pub max_ungraded: f64,
 }
+
+/// Half of a step's completions may be without a reward.
+const MAX_UNGRADED: f64 = 0.5;
 
 impl Draw {
     fn check(&self, path: &str) -> Result<(), SpecError> {
@@ -38,6 +43,8 @@ impl Draw {
         whole("num_generations", self.num_generations, 2, 64)?;
         whole("max_completion_length", self.max_completion_length, 1, 65_536)?;
         whole("num_iterations", self.num_iterations, 1, 16)?;
+        let share = self.max_ungraded;
+        real(path, "max_ungraded", share, (0.0..=1.0).contains(&share), "0 to 1")?;
         let limits = "above 0, to 2";
         real(path, "temperature", self.temperature, self.temperature > 0.0 && self.temperature <= 2.0, limits)
     }
@@ -79,6 +86,9 @@ pub struct GrpoSpec {
     pub max_completion_length: u64,
     pub temperature: f64,
     pub num_iterations: u64,
+    /// Share of a step's completions that may be without a reward: they are left out of their group. A step with more
+    /// fails the job.
+    pub max_ungraded: f64,
     /// Weight of the divergence from the reference; 0 needs none.
     pub beta: f64,
     /// How far a ratio may move before its gradient ends.
@@ -95,6 +105,7 @@ impl Default for GrpoSpec {
             max_completion_length: 256,
             temperature: 1.0,
             num_iterations: 1,
+            max_ungraded: MAX_UNGRADED,
             beta: 0.0,
             epsilon: 0.2,
             loss_type: GrpoLoss::Dapo,
@@ -110,6 +121,7 @@ impl GrpoSpec {
             max_completion_length: self.max_completion_length,
             temperature: self.temperature,
             num_iterations: self.num_iterations,
+            max_ungraded: self.max_ungraded,
         }
     }
 }
@@ -156,6 +168,9 @@ pub struct RlooSpec {
     pub max_completion_length: u64,
     pub temperature: f64,
     pub num_iterations: u64,
+    /// Share of a step's completions that may be without a reward: they are left out of their group. A step with more
+    /// fails the job.
+    pub max_ungraded: f64,
     /// Weight of the divergence from the reference, in the reward.
     pub beta: f64,
     pub epsilon: f64,
@@ -169,6 +184,7 @@ impl Default for RlooSpec {
             max_completion_length: 256,
             temperature: 1.0,
             num_iterations: 1,
+            max_ungraded: MAX_UNGRADED,
             beta: 0.05,
             epsilon: 0.2,
         }
@@ -182,6 +198,7 @@ impl RlooSpec {
             max_completion_length: self.max_completion_length,
             temperature: self.temperature,
             num_iterations: self.num_iterations,
+            max_ungraded: self.max_ungraded,
         }
     }
 }

@@ -1,4 +1,6 @@
-//! What gives a completion its reward: OpenAI's graders, and rules.
+//! What gives a completion its reward: OpenAI's graders, rules, and services.
+
+mod asked;
 
 use std::collections::BTreeMap;
 
@@ -6,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::SpecError;
+
+pub use asked::{Endpoint, GraderMessage, GraderRole, SamplingParams, ScoreModel, Scoring};
 
 /// How deep graders may stand in each other.
 const DEPTH: usize = 2;
@@ -25,6 +29,10 @@ pub enum Grader {
     JsonValid { name: String, input: String },
     /// 1 where the text has so many characters, else 0.
     Length { name: String, input: String, least: u64, most: u64 },
+    /// A model's opinion. An answer that cannot be used is asked for three times, then left out and counted.
+    ScoreModel(ScoreModel),
+    /// A service's opinion, as often.
+    Endpoint(Endpoint),
     /// A formula over other graders' scores, by their keys.
     Multi {
         name: String,
@@ -92,7 +100,38 @@ impl Grader {
                     .iter()
                     .try_for_each(|(key, grader)| grader.check_at(&format!("{path}.graders.{key}"), depth - 1))
             }
+            Grader::ScoreModel(model) => model.check().or_else(|(field, why)| wrong(&field, why)),
             _ => Ok(()),
         }
     }
+
+    /// Itself or, of a multi grader, those inside that ask somebody, each by its keys joined by dots.
+    pub fn asked(&self) -> Vec<(String, Asked<'_>)> {
+        match self {
+            Grader::ScoreModel(model) => vec![(String::new(), Asked::Model(model))],
+            Grader::Endpoint(endpoint) => vec![(String::new(), Asked::Endpoint(endpoint))],
+            Grader::Multi { graders, .. } => {
+                let mut all = Vec::new();
+                for (key, grader) in graders {
+                    let below = grader.asked().into_iter();
+                    all.extend(below.map(|(rest, one)| (below_key(key, &rest), one)));
+                }
+                all
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Who is asked.
+#[derive(Clone, Copy, Debug)]
+pub enum Asked<'a> {
+    Model(&'a ScoreModel),
+    Endpoint(&'a Endpoint),
+}
+
+/// A grader's place: the keys that lead to it.
+pub fn below_key(key: &str, rest: &str) -> String {
+    let keys: Vec<&str> = [key, rest].into_iter().filter(|key| !key.is_empty()).collect();
+    keys.join(".")
 }
