@@ -185,7 +185,7 @@ async fn decode(engine: &Handle, requests: Vec<Request>) -> Result<f64> {
                 match output {
                     Output::Token { .. } => times.push(Instant::now()),
                     Output::Failed(error) => return Err(anyhow::Error::new(error)),
-                    Output::Prompt(_) | Output::Score(_) | Output::Embedding(_) | Output::Done(_) => {}
+                    _ => {}
                 }
             }
             Ok(times)

@@ -95,6 +95,7 @@ fn main() -> Result<()> {
         resume: None,
         start: None,
         world: None,
+        turns: None,
         tokenize: &|_| Ok(Vec::new()),
     };
     trainer::train(run, &mut watch)?;

@@ -125,6 +125,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         queue: config.queue,
         adapter_budget_bytes: config.adapter_budget,
         adapter_disk: config.adapter_disk().map(|(dir, budget)| DiskSettings { dir, budget }),
+        kv_bytes: config.kv_memory,
+        training_share: config.training_share,
         ..EngineSettings::default()
     };
     let engine = node.start_engine(settings)?;

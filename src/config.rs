@@ -128,6 +128,14 @@ pub struct Config {
     /// Serve with f32 products of the weights as they are stored, instead of the faster int8 ones.
     #[arg(long, env = "ATTUNE_EXACT")]
     pub exact: bool,
+    /// Bytes of keys and values of all requests that run, those included that are kept for prompts that begin alike.
+    /// When they run out, those who came last wait and are read again; a text that needs all by itself ends as at
+    /// `max_tokens`.
+    #[arg(long, env = "ATTUNE_KV_MEMORY", default_value_t = 1 << 30)]
+    pub kv_memory: usize,
+    /// Of the time, what is left to training while requests are served, 0 to 0.9; when nobody asks, it has all.
+    #[arg(long, env = "ATTUNE_TRAINING_SHARE", default_value_t = 0.25, value_parser = share)]
+    pub training_share: f64,
     /// Bytes of adapters kept in memory.
     #[arg(long, env = "ATTUNE_ADAPTER_BUDGET", default_value_t = 1 << 30)]
     pub adapter_budget: u64,
@@ -205,6 +213,13 @@ pub enum Keys {
         #[command(flatten)]
         database: DatabaseConfig,
     },
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if (0.0..=0.9).contains(&share) => Ok(share),
+        _ => Err(format!("{text:?} is not a number from 0 to 0.9")),
+    }
 }
 
 fn scope(text: &str) -> Result<Scope, String> {

@@ -28,7 +28,7 @@ use crate::{
         chat::{messages, prompt},
         fields::{Unsupported, in_range, refuse_unsupported},
         format::{ResponseFormat, grammar},
-        generate::{Generation, Piece, Wanted},
+        generate::{Counts, Generation, Piece, Wanted},
         mix::MixPart,
         tools::{ToolChoice, ToolStyle, tools},
     },
@@ -98,11 +98,26 @@ pub struct Usage {
     pub prompt_tokens: u64,
     pub completion_tokens: u64,
     pub total_tokens: u64,
+    pub prompt_tokens_details: PromptTokensDetails,
+}
+
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
+pub struct PromptTokensDetails {
+    /// Tokens of prompts that began like others of this project and model, and were not read again.
+    pub cached_tokens: u64,
 }
 
 impl Usage {
-    pub fn new(prompt_tokens: u64, completion_tokens: u64) -> Self {
-        Self { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
+    /// A prompt has `n` completions, and counts once.
+    pub fn new(prompt_tokens: u64, counts: &[Counts], n: usize) -> Self {
+        let completion_tokens = counts.iter().map(|counts| counts.completion_tokens).sum();
+        let cached_tokens = counts.iter().step_by(n.max(1)).map(|counts| counts.cached_tokens).sum();
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens_details: PromptTokensDetails { cached_tokens },
+        }
     }
 }
 
@@ -346,7 +361,7 @@ impl Answer {
             finish_reason: None,
         };
         let mut choices: Vec<ChatChoice> = (0..self.n).map(empty).collect();
-        let mut counts = vec![0; choices.len()];
+        let mut counts = vec![Counts::default(); choices.len()];
         let mut speakers: Vec<Speaker> = choices.iter().map(|_| Speaker::new(self.style)).collect();
         while let Some((index, piece, tokens)) = pieces.recv().await {
             let Some(choice) = choices.get_mut(index as usize) else { continue };
@@ -366,7 +381,7 @@ impl Answer {
         }
         let text = |choice: &ChatChoice| choice.message.as_ref().and_then(|m| m.content.clone()).unwrap_or_default();
         self.keep(choices.iter().map(text).collect(), service).await?;
-        let usage = Usage::new(self.prompt_tokens, counts.iter().sum());
+        let usage = Usage::new(self.prompt_tokens, &counts, self.n as usize);
         Ok(self.envelope("chat.completion", choices, Some(usage)))
     }
 
@@ -385,7 +400,7 @@ impl Answer {
                     return;
                 }
             }
-            let mut counts = vec![0; self.n as usize];
+            let mut counts = vec![Counts::default(); self.n as usize];
             let mut texts = vec![String::new(); self.n as usize];
             let mut speakers: Vec<Speaker> = texts.iter().map(|_| Speaker::new(self.style)).collect();
             while let Some((index, piece, tokens)) = pieces.recv().await {
@@ -420,7 +435,7 @@ impl Answer {
                 return;
             }
             if with_usage {
-                let usage = Usage::new(self.prompt_tokens, counts.iter().sum());
+                let usage = Usage::new(self.prompt_tokens, &counts, self.n as usize);
                 _ = sender.send(Ok(self.envelope(object, Vec::new(), Some(usage)))).await;
             }
         });

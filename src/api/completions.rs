@@ -28,7 +28,7 @@ use crate::{
     service::{
         Problem,
         fields::{Unsupported, in_range, refuse_unsupported},
-        generate::{Generation, Piece, Wanted},
+        generate::{Counts, Generation, Piece, Wanted},
         mix::MixPart,
     },
 };
@@ -197,6 +197,7 @@ async fn start(
         // A prompt counts once, however many completions it has.
         prompt_tokens: generations.iter().step_by(n as usize).map(|g| g.prompt.len() as u64).sum(),
         prompts: generations.iter().map(|g| g.prompt.clone()).collect(),
+        n,
         echo,
         with_logprobs: logprobs.is_some(),
     };
@@ -210,6 +211,7 @@ struct Answer {
     resident: Resident,
     prompt_tokens: u64,
     prompts: Vec<Vec<u32>>,
+    n: u64,
     echo: bool,
     with_logprobs: bool,
 }
@@ -264,7 +266,7 @@ impl Answer {
             let logprobs = self.with_logprobs.then(CompletionLogprobs::default);
             choices.push(CompletionChoice { index, text: self.echoed(index)?, logprobs, finish_reason: None });
         }
-        let (mut counts, mut places) = (vec![0; choices.len()], vec![0; choices.len()]);
+        let (mut counts, mut places) = (vec![Counts::default(); choices.len()], vec![0; choices.len()]);
         while let Some((index, piece, tokens)) = pieces.recv().await {
             let i = index as usize;
             counts[i] = tokens;
@@ -278,14 +280,14 @@ impl Answer {
                 all.text_offset.extend(new.text_offset);
             }
         }
-        Ok(self.envelope(choices, Some(Usage::new(self.prompt_tokens, counts.iter().sum()))))
+        Ok(self.envelope(choices, Some(Usage::new(self.prompt_tokens, &counts, self.n as usize))))
     }
 
     fn stream(self, mut pieces: Pieces, with_usage: bool) -> Response {
         let (sender, receiver) = mpsc::channel(64);
         tokio::spawn(async move {
             let n = self.prompts.len();
-            let (mut counts, mut places) = (vec![0; n], vec![0; n]);
+            let (mut counts, mut places) = (vec![Counts::default(); n], vec![0; n]);
             for index in 0..n as u64 {
                 let first = match self.echoed(index) {
                     Ok(text) if text.is_empty() => continue,
@@ -318,7 +320,7 @@ impl Answer {
                 }
             }
             if with_usage {
-                let usage = Usage::new(self.prompt_tokens, counts.iter().sum());
+                let usage = Usage::new(self.prompt_tokens, &counts, self.n as usize);
                 _ = sender.send(Ok(self.envelope(Vec::new(), Some(usage)))).await;
             }
         });

@@ -14,11 +14,11 @@ use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use super::error::envelope;
 use crate::service::{
     Problem,
-    generate::{Generation, Piece},
+    generate::{Counts, Generation, Piece},
 };
 
 /// What several generations give, as it comes: which one, and its piece.
-pub type Pieces = mpsc::Receiver<(u64, Result<Piece, Problem>, u64)>;
+pub type Pieces = mpsc::Receiver<(u64, Result<Piece, Problem>, Counts)>;
 
 /// Runs generations side by side. Dropping the receiver ends them.
 pub fn side_by_side(generations: Vec<Generation>) -> Pieces {
@@ -36,7 +36,7 @@ pub fn side_by_side(generations: Vec<Generation>) -> Pieces {
                     Ok(Some(piece)) => (Ok(piece), false),
                     Err(problem) => (Err(problem), true),
                 };
-                let sent = sender.send((generation.index, piece, generation.completion_tokens)).await;
+                let sent = sender.send((generation.index, piece, generation.counts)).await;
                 if sent.is_err() || is_last {
                     return;
                 }

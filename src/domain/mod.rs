@@ -27,7 +27,7 @@ pub use feedback::{Feedback, StoredCompletion};
 pub use file::FileRecord;
 pub use job::{Failure, Job, JobStatus};
 pub use key::{ApiKey, Caller, Scope};
-pub use observer::{Control, Observer, Snapshot};
+pub use observer::{Control, Live, Observer, Snapshot};
 pub use rollout::Completion;
 pub use spec::{
     AdaLoraSpec, DoraSpec, Hyperparameters, Ia3Spec, LoraSpec, MethodSpec, MoeLoraSpec, ObjectiveSpec, PTuningSpec,

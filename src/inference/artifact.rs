@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::disk::{DiskCache, part};
 use crate::{
-    domain::{Manifest, ManifestFile},
+    domain::{Manifest, ManifestFile, Snapshot},
     methods::AdapterFiles,
     storage::{BlobStore, Key, StorageError},
 };
@@ -37,6 +37,22 @@ pub fn generation_of(files: &[ManifestFile]) -> String {
         hash.update(format!("{} {} {}\n", file.name, file.bytes, file.sha256));
     }
     hex::encode(hash.finalize())
+}
+
+/// An adapter's files as its manifest lists them.
+pub fn listed(files: &AdapterFiles) -> Vec<ManifestFile> {
+    let one = |name: &str, bytes: &[u8]| ManifestFile {
+        name: name.to_owned(),
+        bytes: bytes.len() as u64,
+        sha256: sha256(bytes),
+    };
+    vec![one(CONFIG, &files.config), one(WEIGHTS, &files.weights)]
+}
+
+/// The adapter in a checkpoint.
+pub fn adapter_of(snapshot: &Snapshot) -> Option<AdapterFiles> {
+    let file = |name: &str| snapshot.files.iter().find(|(n, _)| n == name).map(|(_, bytes)| bytes.clone());
+    Some(AdapterFiles { config: file(CONFIG)?, weights: file(WEIGHTS)? })
 }
 
 /// An adapter's files, checked against its manifest, and the manifest against the generation that was asked for.

@@ -20,7 +20,7 @@ pub struct Wish {
 
 /// How many tokens each sequence reads in this step. Those that decode go on always; what they leave of `limit` goes
 /// to the one whose turn it is, then to the next.
-fn share(wishes: &[Wish], limit: usize) -> Vec<usize> {
+pub fn share(wishes: &[Wish], limit: usize) -> Vec<usize> {
     let mut shares: Vec<usize> = wishes.iter().map(|wish| usize::from(wish.is_decoding)).collect();
     let mut left = limit.saturating_sub(shares.iter().sum()).max(1);
     let mut reading: Vec<usize> = (0..wishes.len()).filter(|i| !wishes[*i].is_decoding).collect();
@@ -32,19 +32,20 @@ fn share(wishes: &[Wish], limit: usize) -> Vec<usize> {
     shares
 }
 
-/// Reads at most `limit` tokens (but one of each that decodes) and lets the sequences take their scores. Rows of one
-/// adapter have to stand side by side.
-pub fn forward(running: &mut [Running], limit: usize) -> Result<()> {
+/// Reads so many tokens of each sequence and lets them take their scores. Rows of one adapter have to stand side by
+/// side.
+pub fn forward(running: &mut [Running], shares: &[usize]) -> Result<()> {
     let Some(base) = running.first().map(|r| r.resident.base.clone()) else { return Ok(()) };
-    let wishes: Vec<Wish> = running.iter().map(Running::wish).collect();
-    let shares = share(&wishes, limit);
     let mut chosen: Vec<(&mut Running, Vec<u32>)> = (running.iter_mut().zip(shares))
-        .filter(|(_, n)| *n > 0)
+        .filter(|(_, n)| **n > 0)
         .map(|(r, n)| {
-            let tokens = r.next_tokens(n);
+            let tokens = r.next_tokens(*n);
             (r, tokens)
         })
         .collect();
+    if chosen.is_empty() {
+        return Ok(());
+    }
     let sequences =
         chosen.iter_mut().map(|(r, tokens)| Sequence { tokens, hook: r.lease.clone(), cache: Some(&mut r.cache) });
     let hidden = base.forward(&mut Batch { sequences: sequences.collect(), train: None })?;

@@ -11,12 +11,14 @@ use std::{
 };
 
 use super::{
-    Bases, EngineError, EngineSettings, Request, Resident, Task, batch,
+    Bases, EngineError, EngineSettings, Finish, Request, Resident, Task, batch,
     fairness::Fairness,
+    prefixes::Prefixes,
     registry::{Found, Lease, Registry},
-    reply::{Place, Reply},
+    reply::Reply,
     sequence::Running,
 };
+use crate::model::{Turns, cache::KvBudget};
 
 /// How often an engine without work looks after those that wait for adapters.
 const GLANCE: Duration = Duration::from_millis(20);
@@ -32,6 +34,7 @@ pub enum Command {
 /// What the thread starts with.
 pub struct Engine {
     pub bases: Bases,
+    pub turns: Arc<Turns>,
     pub registry: Arc<Registry>,
     /// How many sequences run.
     pub running: Arc<AtomicUsize>,
@@ -39,48 +42,48 @@ pub struct Engine {
     /// Its own, so that serving does not wait for what training has put into the common one.
     pub pool: rayon::ThreadPool,
     pub inbox: Receiver<Command>,
+    /// For keys and values.
+    pub memory: Arc<KvBudget>,
     /// For those who load; the thread ends with the last handle.
     pub commands: Weak<Sender<Command>>,
 }
 
-/// A request that waits for its turn, or for its adapter.
+/// A request that waits for its adapter.
 struct Waiting {
     request: Box<Request>,
     reply: Reply,
     resident: Resident,
-    /// Its adapter once it is in memory; kept, so that it is not evicted before the turn comes.
-    lease: Option<Lease>,
     arrival: u64,
     since: Instant,
 }
 
 #[derive(Default)]
 struct State {
-    /// Their adapters are there.
-    ready: Vec<Waiting>,
+    /// Their adapters are there, and stay; some had to give their memory back and read again when their turn comes.
+    ready: Vec<Running>,
     /// In order of arrival; their adapters are on the way, or have no room yet.
     cold: Vec<Waiting>,
     running: Vec<Running>,
     arrivals: u64,
     fairness: Fairness,
+    prefixes: Prefixes,
     stop_at: Option<Instant>,
 }
 
 impl State {
     /// The project of every request in hand.
     fn projects(&self) -> impl Iterator<Item = &str> + Clone {
-        let waiting = self.ready.iter().chain(&self.cold).map(|waiting| waiting.request.project.as_str());
-        waiting.chain(self.running.iter().map(|running| running.request.project.as_str()))
+        let here = self.ready.iter().chain(&self.running).map(|running| running.request.project.as_str());
+        here.chain(self.cold.iter().map(|waiting| waiting.request.project.as_str()))
     }
 
     /// Where the request is that comes next: background work last, then the project that has had least, then who
     /// came first.
     fn next(&self) -> Option<usize> {
-        let turn = |waiting: &Waiting| {
-            let request = &waiting.request;
-            (request.is_background, self.fairness.served(&request.project), waiting.arrival)
-        };
-        (0..self.ready.len()).min_by_key(|i| turn(&self.ready[*i]))
+        (0..self.ready.len()).min_by_key(|i| {
+            let ready = &self.ready[*i];
+            (ready.request.is_background, self.fairness.served(&ready.request.project), ready.arrival)
+        })
     }
 
     fn is_idle(&self) -> bool {
@@ -89,7 +92,7 @@ impl State {
 
     /// Whoever went away frees the place and the adapter at once.
     fn forget_the_gone(&mut self) {
-        self.ready.retain(|waiting| !waiting.reply.is_ended());
+        self.ready.retain(|ready| !ready.reply.is_ended());
         self.cold.retain(|waiting| !waiting.reply.is_ended());
         self.running.retain(|running| !running.reply.is_ended());
     }
@@ -99,12 +102,16 @@ impl Engine {
     /// Works until it is told to stop. What is left then, here or on its way, hears of the stop as it is dropped.
     pub fn run(self) {
         let mut state = State::default();
+        let serving = self.turns.serving();
         while self.listen(&mut state) {
             state.forget_the_gone();
             self.warm(&mut state);
             self.admit(&mut state);
+            let begun = Instant::now();
+            serving.close();
             self.step(&mut state);
             state.forget_the_gone();
+            if state.is_idle() { serving.open() } else { serving.slice(begun.elapsed()) }
         }
     }
 
@@ -139,9 +146,14 @@ impl Engine {
                 fairness.join(&request.project, state.projects());
                 state.fairness = fairness;
                 let (arrival, since) = (state.arrivals, Instant::now());
-                let is_cold = request.adapter.is_some() && lease.is_none();
-                let waiting = Waiting { request, reply, resident, lease, arrival, since };
-                if is_cold { state.cold.push(waiting) } else { state.ready.push(waiting) }
+                if lease.as_ref().is_some_and(|lease| lease.is_scorer() != (request.task == Task::Score)) {
+                    return reply.fail(EngineError::Task);
+                }
+                if request.adapter.is_some() && lease.is_none() {
+                    state.cold.push(Waiting { request, reply, resident, arrival, since });
+                } else {
+                    state.ready.push(Running::new(request, reply, resident, lease, arrival, &self.memory));
+                }
             }
             // Dropped: its sender hears of the stop.
             Command::Request(..) => {}
@@ -169,7 +181,10 @@ impl Engine {
                     Found::Ready(lease) if lease.is_scorer() != (waiting.request.task == Task::Score) => {
                         waiting.reply.fail(EngineError::Task)
                     }
-                    Found::Ready(lease) => state.ready.push(Waiting { lease: Some(lease), ..waiting }),
+                    Found::Ready(lease) => {
+                        let Waiting { request, reply, resident, arrival, .. } = waiting;
+                        state.ready.push(Running::new(request, reply, resident, Some(lease), arrival, &self.memory));
+                    }
                     Found::Failed(error) => waiting.reply.fail(error),
                     found => {
                         is_full = matches!(found, Found::NoRoom);
@@ -187,24 +202,73 @@ impl Engine {
 
     /// Moves requests into the batch while there is room, each project in its turn.
     fn admit(&self, state: &mut State) {
-        let mut held: usize = state.running.iter().map(|r| Running::reserved(&r.request)).sum();
-        while let Some(next) = state.next() {
-            held += Running::reserved(&state.ready[next].request);
-            let fits = held <= self.settings.max_cached_tokens && state.running.len() < self.settings.max_batch;
-            if !(fits || state.running.is_empty()) {
-                return;
+        // What those in the batch come to take soon: all that they know, and a page more.
+        let mut wanted: usize = state.running.iter().map(|r| r.wanted() + r.cache.page_bytes()).sum();
+        while let Some(next) = state.next().filter(|_| state.running.len() < self.settings.max_batch) {
+            let ready = &mut state.ready[next];
+            let shared = state.prefixes.find(ready);
+            let known = shared.as_ref().map_or(0, |(_, pages)| pages.iter().map(|page| page.bytes()).sum());
+            let bytes = ready.wanted().saturating_sub(known);
+            let is_alone = state.running.is_empty();
+            let room = || self.memory.free() + state.prefixes.evictable();
+            let more = wanted + bytes + if is_alone { 0 } else { ready.cache.page_bytes() };
+            if more > self.memory.free() && more > room() {
+                if !is_alone {
+                    return;
+                }
+                let mut ready = state.ready.swap_remove(next);
+                let (bytes, limit) = (ready.wanted(), self.memory.limit());
+                match ready.has_spoken() {
+                    true => ready.reply.done(Finish::Length),
+                    false => ready.reply.fail(EngineError::Memory { bytes, limit }),
+                }
+                continue;
             }
-            let Waiting { request, reply, resident, lease, arrival, .. } = state.ready.swap_remove(next);
-            state.fairness.charge(&request.project, request.prompt.len(), 0);
-            let reply = reply.moved_to(Place::take(&self.running));
-            state.running.push(Running::new(request, reply, resident, lease, arrival));
+            let mut ready = state.ready.swap_remove(next);
+            wanted += bytes + ready.cache.page_bytes();
+            if let Some((chain, pages)) = shared {
+                ready.share(chain, pages);
+            }
+            if ready.begin(&self.running) {
+                state.fairness.charge(&ready.request.project, ready.request.prompt.len(), 0);
+            }
+            state.running.push(ready);
+        }
+    }
+
+    /// How many tokens each sequence of a batch reads in this step. Where pages run out, what nobody has goes first;
+    /// then those whose turn is last give theirs back, and read again later. `is_all` says that nobody else has any.
+    fn plan(&self, batch: &mut [Running], prefixes: &mut Prefixes, is_all: bool) -> Vec<usize> {
+        loop {
+            let wishes: Vec<_> = batch.iter().map(Running::wish).collect();
+            let shares = batch::share(&wishes, self.settings.max_tokens_per_step);
+            let missing: usize = batch.iter().zip(&shares).map(|(running, n)| running.bytes_for(*n)).sum();
+            let free = self.memory.free();
+            if missing <= free {
+                return shares;
+            }
+            if prefixes.evict(missing - free) > 0 {
+                continue;
+            }
+            let mut active: Vec<&mut Running> = batch.iter_mut().filter(|running| !running.is_paused).collect();
+            active.sort_by_key(|running| (running.request.is_background, running.rank, running.arrival));
+            let is_alone = is_all && active.len() == 1;
+            match active.pop() {
+                None => return shares,
+                // The text has come to fill all the memory that there is.
+                Some(last) if is_alone => {
+                    last.reply.done(Finish::Length);
+                    last.pause();
+                }
+                Some(last) => last.pause(),
+            }
         }
     }
 
     /// One forward for each base that has running sequences. A failure ends the sequence that fails alone too, and no
     /// other: the rest read again what they had read.
     fn step(&self, state: &mut State) {
-        let State { running, fairness, .. } = state;
+        let State { running, ready, fairness, prefixes, .. } = state;
         for running in running.iter_mut() {
             running.rank = fairness.served(&running.request.project);
         }
@@ -213,15 +277,18 @@ impl Engine {
         let together = |a: &Running, b: &Running| {
             Arc::ptr_eq(&a.resident.base, &b.resident.base) && !a.is_suspect && !b.is_suspect
         };
+        let all = running.len();
         for batch in running.chunk_by_mut(together) {
-            let limit = self.settings.max_tokens_per_step;
+            let is_all = batch.len() == all;
+            let shares = self.plan(batch, prefixes, is_all);
             // Inside the pool: the many short parallel regions of a step start without waking anybody.
-            let forward = || self.pool.install(|| batch::forward(batch, limit));
+            let forward = || self.pool.install(|| batch::forward(batch, &shares));
             let failure = match catch_unwind(AssertUnwindSafe(forward)) {
                 Ok(Ok(())) => {
                     for running in batch.iter_mut() {
                         let made = running.take_made();
                         fairness.charge(&running.request.project, 0, made);
+                        prefixes.keep(running);
                     }
                     continue;
                 }
@@ -237,6 +304,7 @@ impl Engine {
                 }),
             }
         }
+        ready.extend(running.extract_if(.., |running| running.is_paused).map(Running::resumed));
     }
 }
 

@@ -16,10 +16,15 @@ use super::{
     AdapterRef, Bases, EngineError, Output, Request, Residency, Resident, Tier,
     disk::{DiskCache, DiskSettings},
     engine::{self, Command},
+    live::Lives,
     registry::{Lease, Loader, Registry},
     reply::{Place, Reply},
 };
-use crate::{methods, storage::BlobStore};
+use crate::{
+    methods::{self, AdapterFiles},
+    model::{Turns, cache::KvBudget},
+    storage::BlobStore,
+};
 
 /// Limits of the engine.
 #[derive(Clone, Debug)]
@@ -28,8 +33,8 @@ pub struct EngineSettings {
     pub max_batch: usize,
     /// Rows in one forward: prompts are read in pieces of this many tokens.
     pub max_tokens_per_step: usize,
-    /// Tokens that all running sequences together may come to hold in their caches.
-    pub max_cached_tokens: usize,
+    /// Bytes of keys and values, those included that are kept for sequences that begin alike.
+    pub kv_bytes: usize,
     /// Requests that wait.
     pub queue: usize,
     /// Bytes of adapters in memory, those in use and those on their way included.
@@ -38,6 +43,8 @@ pub struct EngineSettings {
     pub adapter_disk: Option<DiskSettings>,
     /// How long a request waits for its adapter.
     pub adapter_patience: Duration,
+    /// Of the time, what is left to training in this process while requests are served.
+    pub training_share: f64,
     /// Makes an adapter of its files.
     pub loader: Loader,
 }
@@ -47,11 +54,12 @@ impl Default for EngineSettings {
         Self {
             max_batch: 32,
             max_tokens_per_step: 512,
-            max_cached_tokens: 65_536,
+            kv_bytes: 1 << 30,
             queue: 256,
             adapter_budget_bytes: 1 << 30,
             adapter_disk: None,
             adapter_patience: Duration::from_secs(60),
+            training_share: 0.25,
             loader: methods::load,
         }
     }
@@ -62,8 +70,10 @@ impl Default for EngineSettings {
 pub struct Status {
     /// Requests that no step has taken up yet.
     pub waiting: usize,
-    /// Sequences in the batch.
+    /// Sequences that steps have taken up.
     pub running: usize,
+    /// Bytes of keys and values, shared ones counted once.
+    pub kv_bytes: usize,
     /// Adapters in memory or on their way there, and their bytes. Those that were evicted while in use count as well.
     pub adapters: usize,
     pub adapter_bytes: u64,
@@ -76,6 +86,9 @@ pub struct Handle {
     waiting: Arc<AtomicUsize>,
     running: Arc<AtomicUsize>,
     limit: usize,
+    turns: Arc<Turns>,
+    memory: Arc<KvBudget>,
+    lives: Lives,
     registry: Arc<Registry>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
@@ -102,12 +115,15 @@ impl Handle {
             }
         };
         let registry = Arc::new(Registry::new(store, disk, runtime, &settings));
-        let limit = settings.queue;
+        let (limit, lives, turns) = (settings.queue, Lives::default(), Arc::new(Turns::new(settings.training_share)));
+        let memory = KvBudget::new(settings.kv_bytes);
         let threads = rayon::current_num_threads();
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("serving-{i}"));
         let engine = engine::Engine {
             pool: pool.build().map_err(std::io::Error::other)?,
             bases,
+            turns: turns.clone(),
+            memory: memory.clone(),
             registry: registry.clone(),
             running: Arc::clone(&running),
             settings,
@@ -115,7 +131,17 @@ impl Handle {
             commands: Arc::downgrade(&commands),
         };
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || engine.run())?;
-        Ok(Self { commands, waiting, running, limit, registry, thread: Arc::new(Mutex::new(Some(thread))) })
+        Ok(Self {
+            commands,
+            waiting,
+            running,
+            limit,
+            turns,
+            memory,
+            lives,
+            registry,
+            thread: Arc::new(Mutex::new(Some(thread))),
+        })
     }
 
     /// Queues a request; what comes back ends with `Done` or `Failed`. Dropping the receiver frees everything within a
@@ -134,7 +160,7 @@ impl Handle {
             return Err(EngineError::Internal("a request without a prompt reached the engine".to_owned()));
         }
         let place = Place::take_below(&self.waiting, self.limit).ok_or(EngineError::Full { limit: self.limit })?;
-        // Room for all that can come: the engine never waits for a reader.
+        // Room for all that can come: the engine never waits for a reader, however slow.
         let (output, receiver) = mpsc::channel(request.max_tokens + 4);
         let command = Command::Request(Box::new(request), Reply::new(output, place), lease);
         self.commands.send(command).map_err(|_| EngineError::Stopping)?;
@@ -144,7 +170,8 @@ impl Handle {
     pub fn status(&self) -> Status {
         let (adapters, adapter_bytes) = self.registry.held();
         let count = |n: &AtomicUsize| n.load(Ordering::Relaxed);
-        Status { waiting: count(&self.waiting), running: count(&self.running), adapters, adapter_bytes }
+        let (waiting, running) = (count(&self.waiting), count(&self.running));
+        Status { waiting, running, kv_bytes: self.memory.used(), adapters, adapter_bytes }
     }
 
     /// Adapters in memory, most recently used first.
@@ -170,6 +197,21 @@ impl Handle {
     /// Bytes of adapters on disk.
     pub fn adapter_disk_bytes(&self) -> u64 {
         self.registry.disk_bytes()
+    }
+
+    /// What training in this process gives way to.
+    pub fn turns(&self) -> &Arc<Turns> {
+        &self.turns
+    }
+
+    /// The training runs of this process.
+    pub fn lives(&self) -> &Lives {
+        &self.lives
+    }
+
+    /// Takes an adapter that was just made into memory, where there is room for it: nobody waits for the store.
+    pub fn keep(&self, resident: &Resident, adapter: &AdapterRef, files: &AdapterFiles) {
+        self.registry.keep(resident, adapter, files);
     }
 
     /// Forgets a generation wherever it was kept (its last name was deleted); requests that hold it end with it.

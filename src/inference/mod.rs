@@ -8,7 +8,9 @@ mod disk;
 mod engine;
 mod fairness;
 mod handle;
+mod live;
 mod mix;
+mod prefixes;
 mod registry;
 mod reply;
 mod sample;
@@ -19,10 +21,11 @@ use std::time::Duration;
 
 use crate::{domain::AdapterRecord, text::Grammar};
 
-pub use artifact::{ArtifactError, CONFIG, MANIFEST, WEIGHTS, generation_of, read_adapter, sha256};
+pub use artifact::{ArtifactError, CONFIG, MANIFEST, WEIGHTS, adapter_of, generation_of, listed, read_adapter, sha256};
 pub use bases::{Bases, Resident};
 pub use disk::DiskSettings;
 pub use handle::{EngineSettings, Handle, Status};
+pub use live::{InMemory, LiveRun, Lives, Shown};
 pub use mix::Mix;
 pub use registry::{Lease, Loader};
 
@@ -139,9 +142,11 @@ pub struct TokenLogprob {
     pub top: Vec<(u32, f32)>,
 }
 
-/// What comes back over the channel, in this order: maybe Prompt, Tokens (or the Embedding), then Done or Failed.
+/// What comes back over the channel, in this order: maybe Reused, maybe Prompt, Tokens (or the Embedding), then Done or Failed.
 #[derive(Clone, Debug)]
 pub enum Output {
+    /// So many of the prompt's tokens need not be read: others with the same adapter began with them.
+    Reused(usize),
     /// For each prompt token; none for the first.
     Prompt(Vec<Option<TokenLogprob>>),
     Token {
@@ -167,6 +172,9 @@ pub enum EngineError {
     /// It will never find room.
     #[error("the adapter has {bytes} bytes, above this server's limit of {limit} for all adapters in memory")]
     TooLarge { bytes: u64, limit: u64 },
+    /// It would not fit with all memory to itself.
+    #[error("the prompt's keys and values take {bytes} bytes, above this server's limit of {limit} for all of them")]
+    Memory { bytes: usize, limit: usize },
     #[error("a model either writes text or, with a score head, scores it: this one does the other")]
     Task,
     #[error("the store is unavailable: {0}")]

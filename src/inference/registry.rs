@@ -149,6 +149,21 @@ impl Registry {
         Found::Loading
     }
 
+    /// Makes an adapter of files at hand, where there is room without evicting another.
+    pub fn keep(&self, resident: &Resident, adapter: &AdapterRef, files: &AdapterFiles) {
+        let name = (resident.base.info.id.clone(), adapter.generation.clone());
+        let mut state = self.state();
+        let is_known = matches!(state.entries.get(&name), Some(Entry::Ready { .. } | Entry::Loading { .. }));
+        if is_known || state.bytes().saturating_add(adapter.bytes) > self.budget {
+            return;
+        }
+        state.entries.insert(name.clone(), Entry::Loading { bytes: adapter.bytes });
+        drop(state);
+        let since = Instant::now();
+        let made = (self.loader)(files, &resident.base).map_err(|error| EngineError::Adapter(error.to_string()));
+        self.settle(name, adapter.bytes, since.elapsed(), made);
+    }
+
     async fn load(&self, resident: &Resident, adapter: &AdapterRef) -> Result<Lease, EngineError> {
         let mix = Mix::parse(&adapter.generation);
         let parts = mix.clone().map_or_else(|| vec![(adapter.generation.clone(), 1.0)], |mix| mix.0);

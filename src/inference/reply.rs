@@ -46,10 +46,8 @@ impl Reply {
     }
 
     /// The request goes on from one kind of place to another.
-    pub fn moved_to(self, place: Place) -> Self {
-        let mut moved = self;
-        moved.place = Some(place);
-        moved
+    pub fn move_to(&mut self, place: Place) {
+        self.place = Some(place);
     }
 
     /// The channel has room for all that a request can make; a failure means that the reader is gone.

@@ -1,14 +1,23 @@
 //! One running completion.
 
+use std::{
+    ops::Range,
+    sync::{Arc, atomic::AtomicUsize},
+};
+
 use super::{
     EngineError, Finish, Output, Pooling, Request, Resident, Task, TokenLogprob,
     batch::Wish,
+    prefixes::Chain,
     registry::Lease,
-    reply::Reply,
+    reply::{Place, Reply},
     sample::{History, choose, logprob},
 };
 use crate::{
-    model::SequenceCache,
+    model::{
+        SequenceCache,
+        cache::{KvBudget, Page},
+    },
     text::{Grammar, TextError},
 };
 
@@ -18,12 +27,19 @@ pub struct Running {
     pub resident: Resident,
     pub lease: Option<Lease>,
     pub cache: SequenceCache,
+    memory: Arc<KvBudget>,
     /// Grows with every request: who came first.
     pub arrival: u64,
     /// Was in a step that failed; computed by itself from then on, so that only the one at fault ends.
     pub is_suspect: bool,
+    /// Had to give its pages back: it reads again when its turn comes.
+    pub is_paused: bool,
     /// Less is earlier: what its project has had.
     pub rank: u64,
+    /// How far its pages are known to others; none where they must not be.
+    pub chain: Option<Chain>,
+    /// Has been in the batch.
+    is_begun: bool,
     generated: Vec<u32>,
     /// Of the generated tokens, those that its project was charged for.
     counted: usize,
@@ -34,12 +50,19 @@ pub struct Running {
 }
 
 impl Running {
-    pub fn new(request: Box<Request>, reply: Reply, resident: Resident, lease: Option<Lease>, arrival: u64) -> Self {
-        let cache = resident.base.new_cache();
+    pub fn new(
+        request: Box<Request>,
+        reply: Reply,
+        resident: Resident,
+        lease: Option<Lease>,
+        arrival: u64,
+        memory: &Arc<KvBudget>,
+    ) -> Self {
+        let cache = resident.base.cache_within(memory.clone());
         let prompt_logprobs = request.prompt_logprobs.map(|_| vec![None]);
         let generated = Vec::new();
-        let (is_suspect, rank, counted, pooled) = (false, 0, 0, Vec::new());
-        Self {
+        let (is_suspect, is_paused, is_begun, rank, counted, pooled) = (false, false, false, 0, 0, Vec::new());
+        let mut new = Self {
             request,
             reply,
             resident,
@@ -47,34 +70,88 @@ impl Running {
             cache,
             arrival,
             is_suspect,
+            is_paused,
+            is_begun,
+            chain: None,
+            memory: memory.clone(),
             rank,
             generated,
             counted,
             pooled,
             prompt_logprobs,
-        }
+        };
+        new.chain = Chain::start(&new);
+        new
     }
 
-    /// Tokens that the cache can come to hold.
-    pub fn reserved(request: &Request) -> usize {
-        let before = request.adapter.as_ref().map_or(0, |adapter| adapter.virtual_tokens);
-        before + request.prompt.len() + request.max_tokens
+    /// Tokens of the prompt and those generated.
+    pub fn known(&self) -> usize {
+        self.request.prompt.len() + self.generated.len()
+    }
+
+    /// Some of the known tokens, in order.
+    pub fn tokens(&self, places: Range<usize>) -> impl Iterator<Item = u32> {
+        self.request.prompt.iter().chain(&self.generated).skip(places.start).take(places.len()).copied()
+    }
+
+    pub fn virtual_tokens(&self) -> usize {
+        self.lease.as_ref().map_or(0, |lease| lease.virtual_tokens())
     }
 
     fn unread(&self) -> usize {
-        self.request.prompt.len() + self.generated.len() - self.cache.len()
+        self.known() - self.cache.len()
+    }
+
+    /// Whether it may begin with what others have read: it asks for nothing of these rows but what follows them.
+    pub fn may_share(&self) -> bool {
+        self.cache.is_empty() && self.prompt_logprobs.is_none() && !self.is_embedding()
+    }
+
+    /// Begins with pages that others have read.
+    pub fn share(&mut self, chain: Chain, pages: Vec<Arc<Page>>) {
+        self.cache.adopt(pages, self.virtual_tokens());
+        self.chain = Some(chain);
+        if !self.is_begun {
+            self.reply.send(Output::Reused(self.cache.len()));
+        }
+    }
+
+    /// Has made tokens.
+    pub fn has_spoken(&self) -> bool {
+        !self.generated.is_empty()
+    }
+
+    /// Takes its place in the batch; says whether this is the first time.
+    pub fn begin(&mut self, running: &Arc<AtomicUsize>) -> bool {
+        if self.is_begun {
+            return false;
+        }
+        self.is_begun = true;
+        self.reply.move_to(Place::take(running));
+        true
+    }
+
+    /// Bytes of pages that so many tokens more would take.
+    pub fn bytes_for(&self, tokens: usize) -> usize {
+        let before = if self.cache.is_empty() && tokens > 0 { self.virtual_tokens() } else { 0 };
+        self.cache.missing(before + tokens) * self.cache.page_bytes()
+    }
+
+    /// Bytes of pages that all it knows would take.
+    pub fn wanted(&self) -> usize {
+        self.bytes_for(self.unread())
     }
 
     /// What it would read in a step of its own.
     pub fn wish(&self) -> Wish {
-        let tokens = self.unread();
+        let tokens = if self.is_paused { 0 } else { self.unread() };
         Wish { arrival: (self.rank, self.arrival), tokens, is_decoding: tokens == 1 && !self.generated.is_empty() }
     }
 
     /// The next `n` tokens to read: of the prompt, then of what was generated.
     pub fn next_tokens(&self, n: usize) -> Vec<u32> {
-        let all = self.request.prompt.iter().chain(&self.generated);
-        all.skip(self.cache.len()).take(n).copied().collect()
+        let read = self.cache.len();
+        self.tokens(read..read + n).collect()
     }
 
     /// Which of the `n` rows just computed need scores: all while the prompt's are wanted, else only the last one
@@ -182,9 +259,22 @@ impl Running {
         }
     }
 
-    /// Forgets what a broken step may have left half done: everything is read again, and nothing is said twice.
+    /// Gives its pages back.
+    pub fn pause(&mut self) {
+        self.is_paused = true;
+        self.read_again();
+    }
+
+    pub fn resumed(mut self) -> Self {
+        self.is_paused = false;
+        self
+    }
+
+    /// Forgets what it has read, which a broken step may have left half done: everything is read again, and nothing is
+    /// said twice.
     pub fn read_again(&mut self) {
-        self.cache = self.resident.base.new_cache();
+        self.cache = self.resident.base.cache_within(self.memory.clone());
+        self.chain = Chain::start(self);
         self.pooled.clear();
         if let Some(found) = &mut self.prompt_logprobs {
             found.truncate(1);

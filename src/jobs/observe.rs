@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     db::{CheckpointRecord, NewEvent},
-    domain::{AdapterRecord, BaseInfo, Control, Job, Metrics, Observer, Snapshot, id},
-    methods::AdapterFiles,
+    domain::{AdapterRecord, Control, Job, Live, Metrics, Observer, Snapshot, id},
+    inference::{AdapterRef, LiveRun, Resident, Shown, adapter_of},
     storage::Key,
 };
 
@@ -52,11 +52,13 @@ impl Signals {
 pub struct JobObserver {
     pub context: Context,
     pub job: Job,
-    pub base: BaseInfo,
+    pub resident: Resident,
     pub signals: Arc<Signals>,
     pub runtime: Handle,
     /// When this attempt's first step began, and its number: for the estimate of the end.
     pub started: Option<(Instant, u64)>,
+    /// What the run can be asked for under its names.
+    pub shown: Option<Shown>,
 }
 
 impl JobObserver {
@@ -74,6 +76,13 @@ impl JobObserver {
 }
 
 impl Observer for JobObserver {
+    fn begun(&mut self, live: Arc<dyn Live>) -> anyhow::Result<()> {
+        let (job, method) = (&self.job, self.job.spec.adapter.type_name());
+        let run = LiveRun::new(&job.id, method, &self.resident, live);
+        self.shown = Some(self.context.engine.lives().show(&job.project, &[&job.id, &job.output_model], run));
+        Ok(())
+    }
+
     fn step(&mut self, metrics: &Metrics) -> anyhow::Result<Control> {
         self.check()?;
         let estimate = self.estimate(metrics);
@@ -98,12 +107,12 @@ impl Observer for JobObserver {
             let model = format!("{}:ckpt-step-{step}", job.output_model);
             let adapter = match files {
                 Some(files) => {
-                    let manifest = publish_adapter(&context.store, &files, &self.base, method).await?;
-                    Some(AdapterRecord {
+                    let manifest = publish_adapter(&context.store, &files, &self.resident.base.info, method).await?;
+                    let record = AdapterRecord {
                         id: id::new("adapter-"),
                         project: job.project.clone(),
                         model: model.clone(),
-                        parent: self.base.id.clone(),
+                        parent: self.resident.base.info.id.clone(),
                         method: method.to_owned(),
                         generation: manifest.generation,
                         bytes: manifest.files.iter().map(|f| f.bytes as i64).sum(),
@@ -111,7 +120,9 @@ impl Observer for JobObserver {
                         job_id: Some(job.id.clone()),
                         step: Some(step as i64),
                         virtual_tokens: job.spec.adapter.virtual_tokens() as i64,
-                    })
+                    };
+                    context.engine.keep(&self.resident, &AdapterRef::from(&record), &files);
+                    Some(record)
                 }
                 None => None,
             };
@@ -135,9 +146,4 @@ impl Observer for JobObserver {
         self.runtime.block_on(self.context.db.record(&self.job, &events, None))?;
         Ok(())
     }
-}
-
-fn adapter_of(snapshot: &Snapshot) -> Option<AdapterFiles> {
-    let file = |name: &str| snapshot.files.iter().find(|(n, _)| n == name).map(|(_, bytes)| bytes.clone());
-    Some(AdapterFiles { config: file("adapter_config.json")?, weights: file("adapter_model.safetensors")? })
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::{
     domain::{BaseInfo, Manifest, ManifestFile},
-    inference::{ArtifactError, CONFIG, MANIFEST, WEIGHTS, generation_of, sha256},
+    inference::{ArtifactError, CONFIG, MANIFEST, WEIGHTS, generation_of, listed, sha256},
     methods::AdapterFiles,
     storage::{BlobStore, Key},
 };
@@ -35,13 +35,7 @@ pub async fn publish_adapter(
     method: &str,
 ) -> Result<Manifest, ArtifactError> {
     let parts = [(CONFIG, &files.config), (WEIGHTS, &files.weights)];
-    let listed: Vec<ManifestFile> = (parts.iter())
-        .map(|(name, bytes)| ManifestFile {
-            name: (*name).to_owned(),
-            bytes: bytes.len() as u64,
-            sha256: sha256(bytes),
-        })
-        .collect();
+    let listed = listed(files);
     let generation = generation_of(&listed);
     for (name, bytes) in parts {
         put_checked(

@@ -1,6 +1,6 @@
 //! Completions of the policy that is trained, from the engine that serves; and graders over what it wrote.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 
 use anyhow::{Context as _, bail};
 
@@ -11,8 +11,8 @@ use crate::{
         rollout::{Answer, Ask, Policy, Reward, Rollout, Ungraded},
         spec::Grader,
     },
-    inference::{EngineError, Handle, Lease, Output, Request, Resident, Sampling, Task},
-    methods::{self, AdapterFiles},
+    inference::{EngineError, Handle, InMemory, Output, Request, Resident, Sampling, Task},
+    methods::AdapterFiles,
     objectives::grade::Scene,
 };
 
@@ -31,7 +31,7 @@ pub struct EngineRollout {
 impl Rollout for EngineRollout {
     fn sample(&self, policy: Policy, asks: &[Ask]) -> anyhow::Result<Vec<Completion>> {
         let files = AdapterFiles { config: policy.config.to_vec(), weights: policy.weights.to_vec() };
-        let lease: Lease = methods::load(&files, &self.resident.base).context("the policy of a step")?;
+        let policy = InMemory::new(&files, &self.resident).context("the policy of a step")?;
         let mut under_way = VecDeque::with_capacity(TOGETHER);
         let mut completions = Vec::with_capacity(asks.len());
         for ask in asks {
@@ -40,7 +40,7 @@ impl Rollout for EngineRollout {
             {
                 completions.push(self.read(oldest)?);
             }
-            under_way.push_back(self.submit(ask, &lease)?);
+            under_way.push_back(self.submit(ask, &policy)?);
         }
         for receiver in under_way {
             completions.push(self.read(receiver)?);
@@ -52,10 +52,10 @@ impl Rollout for EngineRollout {
 type Outputs = tokio::sync::mpsc::Receiver<Output>;
 
 impl EngineRollout {
-    fn submit(&self, ask: &Ask, lease: &Lease) -> anyhow::Result<Outputs> {
+    fn submit(&self, ask: &Ask, policy: &InMemory) -> anyhow::Result<Outputs> {
         let request = Request {
             base: self.resident.base.info.id.clone(),
-            adapter: None,
+            adapter: Some(policy.adapter.clone()),
             project: self.project.clone(),
             prompt: ask.prompt.clone(),
             max_tokens: ask.max_tokens,
@@ -69,7 +69,7 @@ impl EngineRollout {
             is_background: true,
         };
         loop {
-            match self.engine.submit_with(request.clone(), Arc::clone(lease)) {
+            match self.engine.submit_with(request.clone(), policy.lease.clone()) {
                 Err(EngineError::Full { .. }) => std::thread::sleep(PATIENCE),
                 other => return Ok(other?),
             }
@@ -88,7 +88,7 @@ impl EngineRollout {
                 }
                 Some(Output::Done(_)) => return Ok(Completion { ids, is_ended: false }),
                 Some(Output::Failed(error)) => return Err(error.into()),
-                Some(Output::Prompt(_) | Output::Score(_) | Output::Embedding(_)) => {}
+                Some(Output::Reused(_) | Output::Prompt(_) | Output::Score(_) | Output::Embedding(_)) => {}
                 None => bail!("the engine ended a completion without a word"),
             }
         }

@@ -16,7 +16,7 @@ use crate::{
     data::{self, DataError, Row},
     db::{Claim, DbError, NewEvent, Publication},
     domain::{AdapterRecord, EventKind, Failure, FileRecord, Job, Metrics, Snapshot, id, spec::Grader},
-    inference::{ArtifactError, Resident, read_adapter, sha256},
+    inference::{AdapterRef, ArtifactError, Resident, read_adapter, sha256},
     methods::{AdapterFiles, MethodError},
     objectives::grade::GradeError,
     storage::{Key, StorageError},
@@ -115,10 +115,11 @@ async fn train(context: &Context, job: &Job, signals: Arc<Signals>) -> Result<(O
     let observer = JobObserver {
         context: context.clone(),
         job: job.clone(),
-        base: resident.base.info.clone(),
+        resident: resident.clone(),
         signals,
         runtime: tokio::runtime::Handle::current(),
         started: None,
+        shown: None,
     };
     let judges = match job.spec.objective.grader().flatten() {
         Some(grader) => Some((grader.clone(), judges(context, job, grader).await?)),
@@ -189,11 +190,13 @@ async fn on_a_thread(mut work: Work) -> Result<Outcome, Stop> {
             valid: &work.valid,
             resume: work.resume.as_ref(),
             start: work.start.as_ref(),
+            turns: Some(work.observer.context.engine.turns().clone()),
         };
         let result = match fits(&run, work.memory_limit) {
             Ok(()) => trainer::train(run, &mut work.observer).map_err(of_training),
             Err(stop) => Err(stop),
         };
+        drop(work.observer.shown.take());
         // Nobody waits any more only when the process ends.
         _ = answer.send(result);
     };
@@ -345,7 +348,12 @@ async fn finish(
         },
         trained_tokens: metrics.trained_tokens.unwrap_or(0) as i64,
     };
-    Ok(context.db.succeed(job, &publication).await?)
+    let adapter_ref = AdapterRef::from(&publication.adapter);
+    context.db.succeed(job, &publication).await?;
+    // It may be asked for at once.
+    let (engine, resident) = (context.engine.clone(), resident.clone());
+    let kept = tokio::task::spawn_blocking(move || engine.keep(&resident, &adapter_ref, &adapter)).await;
+    kept.context("keeping the adapter in memory").map_err(Stop::Again)
 }
 
 /// `step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy`, a line a step.

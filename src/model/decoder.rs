@@ -13,7 +13,9 @@ use candle_core::{Device, Result, Tensor};
 use serde_json::Value;
 
 use super::{
-    Held, Hook, Linear, ModelError, SequenceCache, chunked,
+    Held, Hook, Linear, ModelError, SequenceCache,
+    cache::KvBudget,
+    chunked,
     config::ModelConfig,
     kernels::Mat,
     load,
@@ -201,6 +203,7 @@ impl Base {
     /// Hidden states after the final norm, `(rows, hidden)`: one row per token, virtual ones left out.
     pub fn forward(&self, batch: &mut Batch) -> Result<Tensor> {
         let mut pass = self.begin(batch)?;
+        pass.reserve(batch)?;
         let mut x = pass.embed(self, batch)?;
         for layer in 0..self.layers.len() {
             x = pass.layer(self, batch, layer, &x, &pass.prefixes(layer)?)?;
@@ -294,7 +297,14 @@ impl Base {
 
     /// An empty cache for one sequence.
     pub fn new_cache(&self) -> SequenceCache {
-        SequenceCache::new(self.layers.len())
+        self.cache_within(KvBudget::new(usize::MAX))
+    }
+
+    /// The same, for a sequence whose pages are some of many.
+    pub fn cache_within(&self, budget: Arc<KvBudget>) -> SequenceCache {
+        // The same in every layer.
+        let width = self.layers.first().map_or(0, |l| l.attention.kv_heads * l.attention.head_dim);
+        SequenceCache::new(self.layers.len(), width, budget)
     }
 
     /// A linear by its place; the layer does not matter for the output layer.

@@ -22,6 +22,7 @@ mod pass;
 mod quant;
 mod rope;
 mod tape;
+pub mod turns;
 mod weight;
 
 pub use cache::SequenceCache;
@@ -31,6 +32,7 @@ pub use linear::Linear;
 pub use load::Held;
 pub use low_rank::{LowRank, LowRanks};
 pub use tape::{Keep, Tape};
+pub use turns::Turns;
 pub use weight::Compute;
 
 use crate::formats::FormatError;

@@ -6,10 +6,9 @@ use candle_core::{Device, Result, Tensor};
 
 use super::{
     At, Base, Batch, Hook, Linear,
-    cache::LayerCache,
     gated::gated_attention,
     low_rank::add_low_rank,
-    ops::{self, Rotation, Span},
+    ops::{self, Block, Rotation, Span},
 };
 use crate::domain::{Norm, Site};
 
@@ -81,7 +80,7 @@ impl Pass {
         let (mut positions, mut start) = (Vec::new(), 0);
         for (i, sequence) in batch.sequences.iter().enumerate() {
             let hook = sequence.hook.as_deref();
-            let past = sequence.cache.as_ref().map_or(0, |cache| cache.tokens);
+            let past = sequence.cache.as_ref().map_or(0, |cache| cache.len());
             let (virtual_tokens, places) = hook.map_or((0, 0), |h| (h.virtual_tokens(), h.places()));
             let before = if past == 0 { virtual_tokens } else { 0 };
             let first = places + past - before;
@@ -117,13 +116,23 @@ impl Pass {
         Ok(Self { pieces: pieces(&groups), groups, rows, virtual_rows, rotations, train: batch.train })
     }
 
+    /// Makes room in the caches for this pass's rows.
+    pub fn reserve(&self, batch: &mut Batch) -> Result<()> {
+        for (sequence, rows) in batch.sequences.iter_mut().zip(&self.rows) {
+            if let Some(cache) = &mut sequence.cache {
+                cache.reserve(rows.len())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Token embeddings of all rows, with the rows that hooks put there.
     pub fn embed(&self, base: &Base, batch: &Batch) -> Result<Tensor> {
         let mut parts = Vec::with_capacity(batch.sequences.len());
         for (i, sequence) in batch.sequences.iter().enumerate() {
             let mut x = base.embed(sequence.tokens)?;
             if let Some(hook) = &sequence.hook {
-                let is_start = sequence.cache.as_ref().is_none_or(|cache| cache.tokens == 0);
+                let is_start = sequence.cache.as_ref().is_none_or(|cache| cache.is_empty());
                 x = hook.embed(sequence.tokens, is_start, x)?;
             }
             if x.dims2()? != (self.rows[i].len(), base.info.hidden) {
@@ -205,8 +214,7 @@ impl Pass {
     pub fn finish(&mut self, batch: &mut Batch) {
         for (sequence, n) in batch.sequences.iter_mut().zip(&self.virtual_rows) {
             if let Some(cache) = &mut sequence.cache {
-                cache.virtual_tokens += n;
-                cache.tokens += sequence.tokens.len();
+                cache.finish(*n, sequence.tokens.len());
             }
         }
     }
@@ -348,44 +356,48 @@ impl Pass {
     ) -> Result<Tensor> {
         let shape = &base.layers[layer].attention;
         let kv = shape.kv_heads * shape.head_dim;
-        let mut spans = Vec::with_capacity(self.rows.len());
-        for (group, prefix) in self.groups.iter().zip(prefixes) {
-            for i in group.sequences.clone() {
-                let Some(cache) = batch.sequences[i].cache.as_deref_mut() else { continue };
-                if let Some((k, v)) = prefix.as_ref().filter(|_| cache.tokens == 0) {
-                    cache.prefix = k.dim(0)?;
-                    append(&mut cache.layers[layer], [k, v], 0..cache.prefix)?;
+        ops::with([&k.contiguous()?, &v.contiguous()?], |[k, v]| {
+            for (sequence, rows) in batch.sequences.iter_mut().zip(&self.rows) {
+                let place = rows.start * kv..rows.end * kv;
+                if let Some(cache) = &mut sequence.cache {
+                    cache.write(layer, &k[place.clone()], &v[place])?;
                 }
-                append(&mut cache.layers[layer], [k, v], self.rows[i].clone())?;
-                let keys = 0..cache.layers[layer].k.len() / kv;
-                spans.push(Span { queries: self.rows[i].clone(), keys, prefix: cache.prefix });
             }
-        }
-        let caches: Vec<&LayerCache> =
-            batch.sequences.iter().filter_map(|s| s.cache.as_ref().map(|c| &c.layers[layer])).collect();
-        let gates = self.groups.iter().map(|group| self.gate(layer, group, h)).collect::<Result<Vec<_>>>()?;
-        if gates.iter().all(Option::is_none) {
-            return ops::attend_cached(q, shape, &spans, &caches);
-        }
-        let mut outputs = Vec::new();
-        for (group, gate) in self.groups.iter().zip(gates) {
+            Ok(())
+        })?;
+        // A prefix is the adapter's own tensors: no sequence has a copy.
+        let prefixes: Vec<Option<Prefix>> = (prefixes.iter())
+            .map(|prefix| prefix.as_ref().map(|(k, v)| Ok((k.contiguous()?, v.contiguous()?))).transpose())
+            .collect::<Result<_>>()?;
+        let numbers: Vec<_> =
+            prefixes.iter().map(|prefix| prefix.as_ref().map(|(k, v)| [ops::numbers(k), ops::numbers(v)])).collect();
+        let (mut spans, mut blocks) = (Vec::with_capacity(self.rows.len()), Vec::with_capacity(self.rows.len()));
+        for (group, numbers) in self.groups.iter().zip(&numbers) {
+            let prefix = match numbers {
+                Some([k, v]) => Some(Block { k: k.slice()?, v: v.slice()?, rows: k.slice()?.len() / kv }),
+                None => None,
+            };
             for i in group.sequences.clone() {
-                let (rows, cache) = (&self.rows[i], caches[i]);
-                let q = part(q, rows)?;
-                let local = Span { queries: 0..rows.len(), ..spans[i].clone() };
-                outputs.push(match &gate {
-                    Some(gate) => {
-                        let n = local.keys.len();
-                        let k = Tensor::from_slice(&cache.k, (n, kv), &Device::Cpu)?;
-                        let v = Tensor::from_slice(&cache.v, (n, kv), &Device::Cpu)?;
-                        let gate = part(gate, &(rows.start - group.rows.start..rows.end - group.rows.start))?;
-                        gated_attention([&q, &k, &v], &gate, shape, &[local])?
-                    }
-                    None => ops::attend_cached(&q, shape, &[local], &[cache])?,
-                });
+                let (Some(cache), rows) = (&batch.sequences[i].cache, self.rows[i].clone()) else { continue };
+                let seen: Vec<Block> = prefix.into_iter().chain(cache.blocks(layer, rows.len())).collect();
+                let keys = 0..seen.iter().map(|block| block.rows).sum();
+                spans.push(Span { queries: rows, keys, prefix: prefix.map_or(0, |prefix| prefix.rows) });
+                blocks.push(seen);
             }
         }
-        join(outputs)
+        ops::attend_cached(q, shape, &spans, &blocks, self.gates(layer, h)?.as_deref())
+    }
+
+    /// Of each row, what its prefix's keys and values count; none where no adapter has gates.
+    fn gates(&self, layer: usize, h: &Tensor) -> Result<Option<Vec<f32>>> {
+        let mut gates: Option<Vec<f32>> = None;
+        for group in &self.groups {
+            if let Some(gate) = self.gate(layer, group, h)? {
+                let gate = gate.flatten_all()?.to_vec1::<f32>()?;
+                gates.get_or_insert_with(|| vec![1.0; h.dims()[0]])[group.rows.clone()].copy_from_slice(&gate);
+            }
+        }
+        Ok(gates)
     }
 
     pub fn prefixes(&self, layer: usize) -> Result<Vec<Option<Prefix>>> {
@@ -404,15 +416,6 @@ fn normed(x: Tensor, norm: &Option<Arc<Vec<f32>>>, eps: f32) -> Result<Tensor> {
         Some(norm) => ops::rms_norm(&x, norm, eps),
         None => Ok(x),
     }
-}
-
-fn append(cache: &mut LayerCache, kv: [&Tensor; 2], rows: Range<usize>) -> Result<()> {
-    let width = kv[0].dim(1)?;
-    ops::with([&kv[0].contiguous()?, &kv[1].contiguous()?], |[k, v]| {
-        cache.k.extend_from_slice(&k[rows.start * width..rows.end * width]);
-        cache.v.extend_from_slice(&v[rows.start * width..rows.end * width]);
-        Ok(())
-    })
 }
 
 /// Some rows; all of them cost nothing.

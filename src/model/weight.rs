@@ -17,6 +17,7 @@ use super::{
     },
     nf4::{self, Nested},
     quant::dequantize,
+    turns::in_parts,
 };
 use crate::formats::Storage;
 
@@ -204,6 +205,14 @@ impl Weight {
     /// `y = x Wᵀ (+ b)`: `x` is `(m, in)`, `y` is `(m, out)`, overwritten.
     pub fn forward(&self, x: Mat, y: &mut [f32]) {
         assert!(x.cols == self.cols && y.len() == x.rows * self.rows, "shapes differ");
+        in_parts(x.rows, |part| {
+            let (at, count) = (part.start, part.len());
+            let x = Mat::strided(&x.data[at * x.stride..], count, x.cols, x.stride);
+            self.forward_part(x, &mut y[at * self.rows..][..count * self.rows]);
+        });
+    }
+
+    fn forward_part(&self, x: Mat, y: &mut [f32]) {
         match int8::block_len(self.storage).filter(|_| self.compute == Compute::Int8) {
             Some(block) => self.forward_int8(x, block, y),
             None => self.forward_tiles(x, y),
@@ -263,6 +272,14 @@ impl Weight {
     /// `dx = g W`, or `dx += g W`: `g` is `(m, out)`, `dx` is `(m, in)`.
     pub fn backward(&self, g: Mat, dx: &mut [f32], accumulate: bool) {
         assert!(g.cols == self.rows && dx.len() == g.rows * self.cols, "shapes differ");
+        in_parts(g.rows, |part| {
+            let (at, count) = (part.start, part.len());
+            let g = Mat::strided(&g.data[at * g.stride..], count, g.cols, g.stride);
+            self.backward_part(g, &mut dx[at * self.cols..][..count * self.cols], accumulate);
+        });
+    }
+
+    fn backward_part(&self, g: Mat, dx: &mut [f32], accumulate: bool) {
         let half = self.rows.div_ceil(2);
         let narrowed = match self.compute {
             Compute::F32 | Compute::Int8 => None,

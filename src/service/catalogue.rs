@@ -3,11 +3,14 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Problem, Service};
+use tokio::sync::mpsc;
+
+use super::{Fault, Problem, Service};
 use crate::{
     db::DbError,
     domain::{AdapterRecord, Caller},
-    inference::Resident,
+    inference::{EngineError, Lease, Output, Request, Resident},
+    jobs::now,
 };
 
 /// What a request's `model` means.
@@ -17,6 +20,8 @@ pub struct Model {
     pub resident: Resident,
     /// The adapter, none for the base itself.
     pub adapter: Option<AdapterRecord>,
+    /// The adapter itself where it is in no store: one that is being trained.
+    pub lease: Option<Lease>,
 }
 
 /// An entry of `GET /v1/models`.
@@ -86,20 +91,63 @@ impl ModelObject {
     }
 }
 
+/// Behind a job's id or the name of its model: what it has trained so far.
+const LIVE: &str = ":live";
+
 /// When bases say they were made: a fixed time, since they have none of their own.
 const EPOCH: i64 = 1_700_000_000;
 
 impl Service {
     pub async fn model(&self, project: &str, name: &str) -> Result<Model, Problem> {
         if let Some(resident) = self.bases.get(name) {
-            return Ok(Model { name: name.to_owned(), resident: resident.clone(), adapter: None });
+            return Ok(Model { name: name.to_owned(), resident: resident.clone(), adapter: None, lease: None });
         }
         let record = self.db.adapter(project, name).await.map_err(|error| match error {
+            DbError::NotFound if name.ends_with(LIVE) => {
+                let message = format!("{name} answers requests and is nothing else: name a checkpoint");
+                Problem::new(Fault::NotFound, "model_not_stored", message).at("model")
+            }
             DbError::NotFound => Problem::model_not_found(name),
             error => error.into(),
         })?;
         let resident = self.bases.get(&record.parent).ok_or_else(|| Problem::model_not_found(name))?;
-        Ok(Model { name: record.model.clone(), resident: resident.clone(), adapter: Some(record) })
+        Ok(Model { name: record.model.clone(), resident: resident.clone(), adapter: Some(record), lease: None })
+    }
+
+    /// What `name` means where something is to be computed: any model, or the adapter of a job that runs here, as it is
+    /// now.
+    pub async fn served(&self, project: &str, name: &str) -> Result<Model, Problem> {
+        let Some(run) = name.strip_suffix(LIVE) else { return self.model(project, name).await };
+        let Some(run) = self.engine.lives().get(project, run) else {
+            let message = format!("{name}: {run} is not being trained in this process");
+            return Err(Problem::new(Fault::NotFound, "model_not_live", message).at("model"));
+        };
+        let made = run.clone();
+        let made = tokio::task::spawn_blocking(move || made.current()).await.map_err(Problem::internal)?;
+        let (step, made) = made.map_err(Problem::internal)?;
+        let record = AdapterRecord {
+            id: run.job.clone(),
+            project: project.to_owned(),
+            model: name.to_owned(),
+            parent: run.resident.base.info.id.clone(),
+            method: run.method.clone(),
+            generation: made.adapter.generation,
+            bytes: made.adapter.bytes as i64,
+            created_at: now(),
+            job_id: Some(run.job.clone()),
+            step: Some(step as i64),
+            virtual_tokens: made.adapter.virtual_tokens as i64,
+        };
+        let (resident, lease) = (run.resident.clone(), Some(made.lease));
+        Ok(Model { name: name.to_owned(), resident, adapter: Some(record), lease })
+    }
+
+    /// Queues a request for a model.
+    pub(super) fn submit(&self, model: &Model, request: Request) -> Result<mpsc::Receiver<Output>, EngineError> {
+        match &model.lease {
+            Some(lease) => self.engine.submit_with(request, lease.clone()),
+            None => self.engine.submit(request),
+        }
     }
 
     pub async fn model_object(&self, project: &str, name: &str) -> Result<ModelObject, Problem> {
@@ -129,7 +177,7 @@ impl Service {
     pub async fn delete_model(&self, caller: &Caller, name: &str) -> Result<(), Problem> {
         if self.bases.get(name).is_some() {
             let message = format!("{name} is a base: only its operator can remove it");
-            return Err(Problem::new(super::Fault::Forbidden, "base_model", message).at("model"));
+            return Err(Problem::new(Fault::Forbidden, "base_model", message).at("model"));
         }
         let (record, in_use) = self.db.delete_adapter(caller, name).await.map_err(|error| match error {
             DbError::NotFound => Problem::model_not_found(name),

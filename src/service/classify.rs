@@ -39,7 +39,7 @@ impl Service {
             let message = format!("input has {} texts; it takes 1 to {MAX_INPUTS}", inputs.len());
             return Err(Problem::invalid("input", "out_of_range", message));
         }
-        let model = self.model(project, &body.model).await?;
+        let model = self.served(project, &body.model).await?;
         if model.adapter.is_none() {
             let message = format!("{} is a base: a reward model gives scores", model.name);
             return Err(Problem::invalid("model", "wrong_task", message));
@@ -48,7 +48,7 @@ impl Service {
         let texts = texts.collect::<Result<Vec<_>, _>>()?;
         let prompt_tokens = texts.iter().map(|text| text.len() as u64).sum();
         let submit = |prompt| {
-            self.engine.submit(Request {
+            let request = Request {
                 base: model.resident.base.info.id.clone(),
                 adapter: model.adapter.as_ref().map(AdapterRef::from),
                 project: project.to_owned(),
@@ -61,12 +61,17 @@ impl Service {
                 task: Task::Score,
                 grammar: None,
                 is_background: false,
-            })
+            };
+            self.submit(&model, request)
         };
         let mut answers = texts.into_iter().map(submit).collect::<Result<Vec<_>, _>>()?;
         let mut scores = Vec::with_capacity(answers.len());
         for answer in &mut answers {
-            match answer.recv().await {
+            let mut output = answer.recv().await;
+            if let Some(Output::Reused(_)) = output {
+                output = answer.recv().await;
+            }
+            match output {
                 Some(Output::Score(score)) => scores.push(score),
                 Some(Output::Failed(error)) => return Err(error.into()),
                 _ => return Err(Problem::internal("the engine ended a score without a word")),

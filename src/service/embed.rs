@@ -34,7 +34,7 @@ impl Service {
         }
         let mut receivers = Vec::new();
         for input in &wanted.inputs {
-            receivers.push(self.engine.submit(Request {
+            let request = Request {
                 base: info.id.clone(),
                 adapter: wanted.model.adapter.as_ref().map(AdapterRef::from),
                 project: wanted.project.to_owned(),
@@ -47,7 +47,8 @@ impl Service {
                 grammar: None,
                 task: Task::Embed(wanted.pooling),
                 is_background: wanted.is_background,
-            })?);
+            };
+            receivers.push(self.submit(wanted.model, request)?);
         }
         let mut all = Vec::new();
         for (mut receiver, input) in receivers.into_iter().zip(&wanted.inputs) {

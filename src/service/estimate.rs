@@ -150,7 +150,17 @@ fn with<T>(
         ids.map_err(|error| MethodError::Mismatch(error.to_string()))
     };
     let base = ground.resident.base.clone();
-    ask(&Run { spec, base, train: &ground.rows, valid, resume: None, start, tokenize: &tokenize, world: None })
+    ask(&Run {
+        spec,
+        base,
+        train: &ground.rows,
+        valid,
+        resume: None,
+        start,
+        tokenize: &tokenize,
+        world: None,
+        turns: None,
+    })
 }
 
 /// Every method that can run on this base, the best for the data first; those that do not fit come last.

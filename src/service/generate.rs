@@ -37,8 +37,16 @@ pub struct Generation {
     detokenizer: Detokenizer,
     stop: StopMatcher,
     ended: bool,
-    /// Tokens made so far: what usage counts.
+    pub counts: Counts,
+}
+
+/// What usage counts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    /// Tokens made so far.
     pub completion_tokens: u64,
+    /// Of the prompt's tokens, those that were read already for another request.
+    pub cached_tokens: u64,
 }
 
 /// What a generation gives, in order.
@@ -83,11 +91,11 @@ impl Service {
                     index,
                     prompt: prompt.clone(),
                     resident: resident.clone(),
-                    outputs: self.engine.submit(request)?,
+                    outputs: self.submit(wanted.model, request)?,
                     detokenizer: Detokenizer::default(),
                     stop: StopMatcher::new(stops.clone()),
                     ended: false,
-                    completion_tokens: 0,
+                    counts: Counts::default(),
                 });
             }
         }
@@ -135,10 +143,15 @@ impl Generation {
             return Ok(None);
         }
         let tokenizer = &self.resident.text.tokenizer;
-        match self.outputs.recv().await {
+        let mut output = self.outputs.recv().await;
+        if let Some(Output::Reused(tokens)) = output {
+            self.counts.cached_tokens = tokens as u64;
+            output = self.outputs.recv().await;
+        }
+        match output {
             Some(Output::Prompt(all)) => Ok(Some(Piece::Prompt(all))),
             Some(Output::Token { id, logprob }) => {
-                self.completion_tokens += 1;
+                self.counts.completion_tokens += 1;
                 let text = self.detokenizer.push(tokenizer, id)?;
                 let (text, stopped) = self.stop.push(&text);
                 if stopped {
@@ -165,7 +178,7 @@ impl Generation {
                 self.ended = true;
                 Err(error.into())
             }
-            Some(Output::Score(_) | Output::Embedding(_)) | None => {
+            Some(Output::Reused(_) | Output::Score(_) | Output::Embedding(_)) | None => {
                 self.ended = true;
                 Err(Problem::internal("the engine ended a completion without a word"))
             }

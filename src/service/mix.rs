@@ -24,7 +24,7 @@ pub struct MixPart {
 impl Service {
     /// What a request's `model` and `adapters` mean together.
     pub async fn model_of(&self, project: &str, name: &str, parts: Option<&[MixPart]>) -> Result<Model, Problem> {
-        let model = self.model(project, name).await?;
+        let model = self.served(project, name).await?;
         let Some(parts) = parts else { return Ok(model) };
         let param = |i: usize, field: &str| format!("adapters.{i}.{field}");
         if model.adapter.is_some() {

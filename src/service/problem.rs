@@ -116,6 +116,7 @@ impl From<EngineError> for Problem {
             EngineError::Adapter(_) => (Fault::Conflict, "adapter_unusable"),
             EngineError::Task => return Self::invalid("model", "wrong_task", error.to_string()),
             EngineError::TooLarge { .. } => (Fault::Conflict, "adapter_too_large"),
+            EngineError::Memory { .. } => (Fault::Invalid, "context_length_exceeded"),
             EngineError::Unavailable(_) => (Fault::Unavailable, "store_unavailable"),
             EngineError::Late(_) => (Fault::Unavailable, "adapter_late"),
             EngineError::Scores => (Fault::Internal, "scores_not_finite"),

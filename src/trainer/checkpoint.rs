@@ -18,7 +18,7 @@ use super::{
 use crate::{
     data::Row,
     domain::{BaseInfo, Metrics, Snapshot, TrainSpec},
-    methods::{Trainable, file},
+    methods::{AdapterFiles, Trainable, file},
 };
 
 const CONFIG: &str = "adapter_config.json";
@@ -104,7 +104,6 @@ pub fn write(
     variables: &[(String, Var)],
     optimiser: &AdamW,
 ) -> Result<Snapshot, TrainError> {
-    let adapter = method.export()?;
     let state = State { identity: identity.clone(), progress: progress.clone() };
     let state = serde_json::to_vec_pretty(&state).map_err(|error| TrainError::Checkpoint(error.to_string()))?;
     let mut tensors: Vec<(String, Vec<usize>, Cow<[f32]>)> = Vec::with_capacity(3 * variables.len());
@@ -124,16 +123,17 @@ pub fn write(
         tensors.push((format!("v.{name}"), shape, v.into()));
     }
     tensors.extend(method.state().into_iter().map(|(name, shape, values)| (format!("s.{name}"), shape, values.into())));
-    let mut files = vec![
-        (CONFIG.to_owned(), adapter.config),
-        (WEIGHTS.to_owned(), adapter.weights),
-        (STATE.to_owned(), state),
-        (TENSORS.to_owned(), file::tensor_bytes(&tensors)),
-    ];
+    let mut files = adapter(method.export()?);
+    files.extend([(STATE.to_owned(), state), (TENSORS.to_owned(), file::tensor_bytes(&tensors))]);
     if !codes.is_empty() {
         files.push((CODES.to_owned(), codes));
     }
     Ok(Snapshot { step: progress.step, files })
+}
+
+/// The adapter's own files.
+pub fn adapter(files: AdapterFiles) -> Vec<(String, Vec<u8>)> {
+    vec![(CONFIG.to_owned(), files.config), (WEIGHTS.to_owned(), files.weights)]
 }
 
 /// The shape of `m.` and `v.`: the variable's, or one scale a block.

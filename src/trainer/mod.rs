@@ -5,6 +5,7 @@ mod estimate;
 mod eval;
 mod experience;
 mod gradient;
+mod live;
 mod optim;
 mod order;
 mod plan;
@@ -20,7 +21,7 @@ use crate::{
     data::Row,
     domain::{Metrics, Observer, Snapshot, TrainSpec, Training},
     methods::{AdapterFiles, MethodError},
-    model::Base,
+    model::{Base, Turns},
 };
 
 pub use estimate::{estimate, speed};
@@ -38,6 +39,8 @@ pub struct Run<'a> {
     pub start: Option<&'a AdapterFiles>,
     /// Where completions come from, for objectives that learn from them.
     pub world: Option<World<'a>>,
+    /// Gives way to serving; none has the machine to itself.
+    pub turns: Option<Arc<Turns>>,
     /// Text to the base's token ids, for methods that begin as words.
     pub tokenize: &'a (dyn Fn(&str) -> Result<Vec<u32>, MethodError> + Sync),
 }
@@ -90,7 +93,12 @@ const STACK: usize = 256 << 20;
 /// Trains to the end, or until the observer says otherwise. Runs on a thread of its own with a large stack, and
 /// returns when that has ended.
 pub fn train(run: Run, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
-    on_a_large_stack(|| steps::Loop::prepare(&run, observer)?.run(observer))
+    let turns = run.turns.clone();
+    let mut work = || steps::Loop::prepare(&run, observer)?.run(observer);
+    on_a_large_stack(|| match turns {
+        Some(turns) => turns.training(work),
+        None => work(),
+    })
 }
 
 fn on_a_large_stack<T: Send>(work: impl FnOnce() -> Result<T, TrainError> + Send) -> Result<T, TrainError> {

@@ -10,6 +10,7 @@ use super::{
     eval::evaluate,
     experience::{Gathered, Place, World, gather},
     gradient::Gradient,
+    live::Live,
     optim::{AdamW, Step},
     order,
     plan::Plan,
@@ -35,7 +36,7 @@ pub struct Loop<'a> {
     identity: Identity,
     objective: &'a dyn Objective,
     world: Option<World<'a>>,
-    method: Box<dyn Trainable>,
+    live: Arc<Live>,
     /// The adapter that the run began with, where the objective is measured against it.
     reference: Option<Arc<dyn Hook>>,
     variables: Vec<(String, Var)>,
@@ -83,7 +84,7 @@ impl<'a> Loop<'a> {
             identity,
             objective,
             world: run.world,
-            method,
+            live: Arc::new(Live::new(progress.step, method)),
             reference,
             variables,
             optimiser,
@@ -94,6 +95,7 @@ impl<'a> Loop<'a> {
 
     /// To the end, or to where the observer says otherwise.
     pub fn run(mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
+        observer.begun(self.live.clone()).map_err(TrainError::Observer)?;
         if !self.resumed {
             self.checkpoint(observer)?;
         }
@@ -117,7 +119,7 @@ impl<'a> Loop<'a> {
             let text = format!("stopped early at step {}: the validation loss no longer falls", self.progress.step);
             observer.message("info", &text).map_err(TrainError::Observer)?;
         }
-        Ok(Outcome::Finished { adapter: self.method.export()?, metrics: Box::new(self.progress.metrics) })
+        Ok(Outcome::Finished { adapter: self.live.read().method.export()?, metrics: Box::new(self.progress.metrics) })
     }
 
     fn is_done(&self) -> bool {
@@ -167,9 +169,18 @@ impl<'a> Loop<'a> {
             passes.gradient.clip(norm, self.spec.training.max_grad_norm);
             let step = index * self.updates() + again;
             let update = Step { t: step + 1, rate, peak: self.spec.training.learning_rate };
-            self.optimiser.update(&self.variables, &passes.gradient, update, self.method.as_ref())?;
-            let total_steps = self.plan.total_steps * self.updates();
-            self.method.stepped(&Stepped { step, total_steps, gradients: &passes.gradient.values })?;
+            let stepped = Stepped {
+                step,
+                total_steps: self.plan.total_steps * self.updates(),
+                gradients: &passes.gradient.values,
+            };
+            let is_last = again + 1 == self.updates();
+            self.live.change(|live| {
+                self.optimiser.update(&self.variables, &passes.gradient, update, live.method.as_ref())?;
+                live.method.stepped(&stepped)?;
+                live.step += u64::from(is_last);
+                Ok::<_, TrainError>(())
+            })?;
             figures.merge(passes.figures);
             before.get_or_insert((passes.loss, passes.hits, norm));
         }
@@ -221,12 +232,15 @@ impl<'a> Loop<'a> {
             .collect();
         let place = Place { seed: self.spec.seed, step: index };
         let tape = RefCell::new(Tape::new(self.keep));
-        gather(world, online, &self.method.export()?, &self.models(None, &tape), &prompts, &place).map(Some)
+        let live = self.live.read();
+        let policy = live.method.export()?;
+        gather(world, online, &policy, &self.models(live.method.as_ref(), None, &tape), &prompts, &place).map(Some)
     }
 
     /// Forward and backward over the micro-batches of one step. The units of the whole step are counted first: each
     /// weighs the same, however the rows are split.
     fn passes(&self, index: u64, rows: &[&Row]) -> Result<Passes, TrainError> {
+        let live = self.live.read();
         let counts = self.objective.counts(rows);
         let gradient = Gradient::zero(&self.variables);
         let mut passes = Passes { gradient, loss: 0.0, hits: None, figures: Figures::default() };
@@ -237,7 +251,7 @@ impl<'a> Loop<'a> {
         for (i, micro) in rows.chunks(batch).enumerate() {
             let key = order::pass_key(self.spec.seed, index, i as u64);
             let tape = RefCell::new(Tape::new(self.keep));
-            let found = self.objective.pass(&self.models(Some(key), &tape), micro)?;
+            let found = self.objective.pass(&self.models(live.method.as_ref(), Some(key), &tape), micro)?;
             let mut parts = Vec::with_capacity(counts.len() + 1);
             for (term, count) in found.terms.iter().zip(&counts) {
                 if !term.value.is_finite() {
@@ -268,10 +282,10 @@ impl<'a> Loop<'a> {
         Ok(passes)
     }
 
-    fn models<'m>(&'m self, train: Option<u64>, tape: &'m RefCell<Tape>) -> Models<'m> {
+    fn models<'m>(&'m self, method: &'m dyn Trainable, train: Option<u64>, tape: &'m RefCell<Tape>) -> Models<'m> {
         Models {
             base: &self.base,
-            method: self.method.as_ref(),
+            method,
             reference: self.reference.as_ref(),
             train,
             tape,
@@ -280,8 +294,15 @@ impl<'a> Loop<'a> {
     }
 
     fn evaluate(&mut self, metrics: &mut Metrics) -> Result<(), TrainError> {
-        let tape = RefCell::new(Tape::new(self.keep));
-        evaluate(self.objective, &self.models(None, &tape), &self.rows.valid, self.plan.batch_size, metrics)?;
+        let (tape, live) = (RefCell::new(Tape::new(self.keep)), self.live.clone());
+        let live = live.read();
+        evaluate(
+            self.objective,
+            &self.models(live.method.as_ref(), None, &tape),
+            &self.rows.valid,
+            self.plan.batch_size,
+            metrics,
+        )?;
         let Some(loss) = metrics.full_valid_loss else { return Ok(()) };
         if !loss.is_finite() {
             return Err(diverged("validation loss", loss, metrics.step));
@@ -296,7 +317,8 @@ impl<'a> Loop<'a> {
     }
 
     fn checkpoint(&self, observer: &mut dyn Observer) -> Result<(), TrainError> {
-        let method = self.method.as_ref();
+        let live = self.live.read();
+        let method = live.method.as_ref();
         let snapshot = checkpoint::write(&self.identity, &self.progress, method, &self.variables, &self.optimiser)?;
         observer.checkpoint(snapshot, &self.progress.metrics).map_err(TrainError::Observer)
     }

@@ -10,6 +10,7 @@ mod format;
 mod graders;
 mod idempotency;
 mod lists;
+mod live;
 mod parameters;
 mod preference;
 mod sampling;

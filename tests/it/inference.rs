@@ -7,7 +7,10 @@ mod embedding;
 mod fairness;
 mod faults;
 mod grammar;
+mod live;
 mod mix;
+mod pages;
+mod prefixes;
 mod room;
 mod slots;
 
@@ -180,6 +183,8 @@ impl Answer {
     fn take(&mut self, output: Output) {
         assert!(self.end.is_none(), "{output:?} behind the end");
         match output {
+            // Where something was read before is for `prefixes` to say.
+            Output::Reused(_) => {}
             Output::Prompt(found) => {
                 assert!(self.prompt.is_empty() && self.tokens.is_empty());
                 self.prompt = found;

@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     tiny::{Random, Tiny},
-    training::{From, Recorder, create, run, run_in, spec},
+    training::{From, Place, Recorder, create, run, run_in, spec},
 };
 
 fn objective(name: &str, knobs: Value) -> ObjectiveSpec {
@@ -245,7 +245,16 @@ impl Stage {
     fn finish(&self, task: &TrainSpec, rows: &[Row], resume: Option<&Snapshot>) -> (AdapterFiles, Recorder) {
         let world = World { rollout: &self.rollout, reward: &LikesEven };
         let mut recorder = Recorder::default();
-        match run_in(Some(world), &self.base, task, rows, From { resume, ..From::default() }, &mut recorder).unwrap() {
+        match run_in(
+            Place { world: Some(world), turns: None },
+            &self.base,
+            task,
+            rows,
+            From { resume, ..From::default() },
+            &mut recorder,
+        )
+        .unwrap()
+        {
             Outcome::Finished { adapter, .. } => (adapter, recorder),
             other => panic!("the run ended as {other:?}"),
         }
@@ -290,7 +299,14 @@ fn missing_rewards_are_left_out_up_to_a_share() {
         let task = stage.task("grpo", all, training.clone());
         let world = World { rollout: &stage.rollout, reward: &Silent { every } };
         let mut recorder = Recorder::default();
-        let ended = run_in(Some(world), &stage.base, &task, &prompts(4), From::default(), &mut recorder);
+        let ended = run_in(
+            Place { world: Some(world), turns: None },
+            &stage.base,
+            &task,
+            &prompts(4),
+            From::default(),
+            &mut recorder,
+        );
         (ended, recorder)
     };
     let (ended, recorder) = ran(3, json!({"max_ungraded": 1.0}));

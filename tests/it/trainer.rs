@@ -228,6 +228,7 @@ fn validation_stops_a_run_that_only_memorises() {
         resume: None,
         start: None,
         world: None,
+        turns: None,
         tokenize: &|_| Ok(Vec::new()),
     };
     assert!(matches!(train(run, &mut recorder).unwrap(), Outcome::Finished { .. }));

@@ -84,7 +84,9 @@ fn a_sampled_prefix_is_the_base_behind_these_tokens() {
         let expected = behind(&base, &ids);
         assert_eq!(hidden(&base, &TEXT, Some(sampled.hook(None).unwrap())), expected);
         let prefix = fresh(&base, json!({"type": "prefix_tuning", "num_virtual_tokens": 6}), 9);
-        assert_eq!(hidden(&base, &TEXT, Some(prefix.hook(None).unwrap())), expected);
+        // A prefix is a block of its own: sums are made in another order.
+        let found = hidden(&base, &TEXT, Some(prefix.hook(None).unwrap()));
+        assert!(found.concat().iter().zip(expected.concat()).all(|(a, b)| (a - b).abs() < 1e-5));
     }
 }
 

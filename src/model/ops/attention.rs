@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::{output, slice, tensor, with};
 use crate::model::{
-    cache::LayerCache,
+    cache::PAGE,
     kernels::{self, Mat, Out, OutMat, elementwise},
 };
 
@@ -21,6 +21,50 @@ pub struct Span {
     pub queries: Range<usize>,
     pub keys: Range<usize>,
     pub prefix: usize,
+}
+
+/// Some keys and values of a sequence, all heads in a row.
+#[derive(Clone, Copy)]
+pub struct Block<'a> {
+    pub k: &'a [f32],
+    pub v: &'a [f32],
+    pub rows: usize,
+}
+
+/// A span's keys and values, which stand one behind another, as caches have them: the prefix, then pages. Sums are made
+/// block by block, so that they are the same with a cache and without.
+fn blocks<'a>(k: &'a [f32], v: &'a [f32], width: usize, span: &Span) -> Vec<Block<'a>> {
+    let text = span.keys.start + span.prefix..span.keys.end;
+    let pages = text.clone().step_by(PAGE).map(|at| at..(at + PAGE).min(text.end));
+    let all = [span.keys.start..text.start].into_iter().chain(pages).filter(|rows| !rows.is_empty());
+    let block = |rows: Range<usize>| {
+        let place = rows.start * width..rows.end * width;
+        Block { k: &k[place.clone()], v: &v[place], rows: rows.len() }
+    };
+    all.map(block).collect()
+}
+
+/// What queries of one head see.
+#[derive(Clone, Copy)]
+struct Seen<'a> {
+    span: &'a Span,
+    blocks: &'a [Block<'a>],
+    /// Where the head's columns begin in a row of keys.
+    column: usize,
+    /// Of each query row of the batch: what the prefix's keys and values count.
+    gates: Option<&'a [f32]>,
+}
+
+impl Seen<'_> {
+    /// The first `bound` keys in their blocks: where each begins, and how many of its rows count.
+    fn within(&self, bound: usize) -> impl Iterator<Item = (&Block<'_>, usize, usize)> {
+        let mut at = 0;
+        self.blocks.iter().map_while(move |block| {
+            let (start, n) = (at, block.rows.min(bound - at));
+            at += n;
+            (n > 0).then_some((block, start, n))
+        })
+    }
 }
 
 /// The shape of an attention layer.
@@ -37,19 +81,28 @@ pub struct Attention {
 
 impl Attention {
     /// Probabilities of the queries `rows` of a span for the first `bound` keys: `(rows, bound)`.
-    fn probabilities(&self, q: Mat, k: Mat, span: &Span, rows: Range<usize>) -> Vec<f32> {
+    fn probabilities(&self, q: Mat, seen: Seen, rows: Range<usize>) -> Vec<f32> {
+        let span = seen.span;
         let past = span.keys.len() - span.prefix - span.queries.len();
         let bound = span.prefix + past + rows.end;
         let mut scores = vec![0.0; rows.len() * bound];
-        let k = Mat::strided(k.data, bound, self.head_dim, k.stride);
-        kernels::nt(q, k, &mut OutMat::of(&mut scores, rows.len(), bound), false);
+        let out = Out::new(&mut scores, bound);
+        for (block, at, n) in seen.within(bound) {
+            let k = Mat::strided(&block.k[seen.column..], n, self.head_dim, self.kv_heads * self.head_dim);
+            // SAFETY: blocks write different columns, one after another, and `scores` is borrowed by nobody else.
+            kernels::nt(q, k, &mut unsafe { out.part(at, rows.len(), n) }, false);
+        }
         for (i, row) in scores.chunks_mut(bound).enumerate() {
             let position = past + rows.start + i;
             let visible = span.prefix + position + 1;
             let first = span.prefix + self.window.map_or(0, |w| (position + 1).saturating_sub(w));
             row[..visible].iter_mut().for_each(|x| *x *= self.scale);
+            let gate = seen.gates.map(|gates| gates[span.queries.start + rows.start + i]);
+            let gated = |row: &mut [f32]| gate.iter().for_each(|g| row[..span.prefix].iter_mut().for_each(|x| *x *= g));
+            gated(row);
             row[span.prefix..first].fill(f32::NEG_INFINITY);
             elementwise::softmax(&mut row[..visible]);
+            gated(row);
             row[span.prefix..first].fill(0.0);
             row[visible..].fill(0.0);
         }
@@ -57,10 +110,13 @@ impl Attention {
     }
 
     /// The block of one query head: `out = P V`.
-    fn head(&self, q: Mat, k: Mat, v: Mat, span: &Span, rows: Range<usize>, out: &mut OutMat) {
-        let p = self.probabilities(q, k, span, rows.clone());
+    fn head(&self, q: Mat, seen: Seen, rows: Range<usize>, out: &mut OutMat) {
+        let p = self.probabilities(q, seen, rows.clone());
         let bound = p.len() / rows.len();
-        kernels::nn(Mat::new(&p, rows.len(), bound), Mat::strided(v.data, bound, self.head_dim, v.stride), out, false);
+        for (block, at, n) in seen.within(bound) {
+            let v = Mat::strided(&block.v[seen.column..], n, self.head_dim, self.kv_heads * self.head_dim);
+            kernels::nn(Mat::strided(&p[at..], rows.len(), n, bound), v, out, at > 0);
+        }
     }
 
     /// Every (span, head, block of queries).
@@ -71,26 +127,19 @@ impl Attention {
             .collect()
     }
 
-    /// `keys_of` gives a span's keys and values, all heads in a row.
-    fn forward<'a>(
-        &self,
-        q: &[f32],
-        spans: &[Span],
-        keys_of: impl Fn(usize) -> (&'a [f32], &'a [f32]) + Sync,
-    ) -> Vec<f32> {
-        let (d, width, kv) = (self.head_dim, self.heads * self.head_dim, self.kv_heads * self.head_dim);
+    /// `blocks` are each span's keys and values.
+    fn forward(&self, q: &[f32], spans: &[Span], blocks: &[Vec<Block>], gates: Option<&[f32]>) -> Vec<f32> {
+        let (d, width) = (self.head_dim, self.heads * self.head_dim);
         let mut result = vec![0.0; q.len()];
         let out = Out::new(&mut result, width);
         self.tasks(spans).into_par_iter().for_each(|(s, head, rows)| {
-            let (span, (k, v)) = (&spans[s], keys_of(s));
+            let span = &spans[s];
             let at = (span.queries.start + rows.start) * width + head * d;
-            let group = head / (self.heads / self.kv_heads) * d;
-            let n = span.keys.len();
+            let column = head / (self.heads / self.kv_heads) * d;
             // SAFETY: tasks write different rows or columns, and `result` is borrowed until all have ended.
             let mut part = unsafe { out.part(at, rows.len(), d) };
             let q = Mat::strided(&q[at..], rows.len(), d, width);
-            let (k, v) = (Mat::strided(&k[group..], n, d, kv), Mat::strided(&v[group..], n, d, kv));
-            self.head(q, k, v, span, rows, &mut part);
+            self.head(q, Seen { span, blocks: &blocks[s], column, gates }, rows, &mut part);
         });
         result
     }
@@ -106,6 +155,8 @@ impl Attention {
         let (d, width, kv) = (self.head_dim, self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let n = span.keys.len();
         let start = span.keys.start * kv + group * d;
+        let blocks = blocks(k, v, kv, span);
+        let seen = Seen { span, blocks: &blocks, column: group * d, gates: None };
         let (k, v) = (Mat::strided(&k[start..], n, d, kv), Mat::strided(&v[start..], n, d, kv));
         let (mut dk, mut dv) = (vec![0.0; n * d], vec![0.0; n * d]);
         let per_group = self.heads / self.kv_heads;
@@ -116,7 +167,7 @@ impl Attention {
             let m = rows.len();
             let at = (span.queries.start + rows.start) * width + head * d;
             let (q, g) = (Mat::strided(&q[at..], m, d, width), Mat::strided(&g[at..], m, d, width));
-            let p = self.probabilities(q, k, span, rows);
+            let p = self.probabilities(q, seen, rows);
             let bound = p.len() / m;
             let mut ds = vec![0.0; m * bound];
             kernels::nt(g, Mat::strided(v.data, bound, d, kv), &mut OutMat::of(&mut ds, m, bound), false);
@@ -162,10 +213,8 @@ impl CustomOp3 for AttentionOp {
     ) -> Result<(CpuStorage, Shape)> {
         let (q, k, v) = (slice(sq, lq)?, slice(sk, lk)?, slice(sv, lv)?);
         let kv = self.shape.kv_heads * self.shape.head_dim;
-        let result = self.shape.forward(q, &self.spans, |s| {
-            let keys = &self.spans[s].keys;
-            (&k[keys.start * kv..keys.end * kv], &v[keys.start * kv..keys.end * kv])
-        });
+        let blocks: Vec<Vec<Block>> = self.spans.iter().map(|span| blocks(k, v, kv, span)).collect();
+        let result = self.shape.forward(q, &self.spans, &blocks, None);
         output(result, lq.shape().clone())
     }
 
@@ -199,10 +248,16 @@ impl CustomOp3 for AttentionOp {
     }
 }
 
-/// The same over caches that hold every key and value of their sequence already; one cache a span, in order.
-/// No gradients.
-pub fn attend_cached(q: &Tensor, shape: &Attention, spans: &[Span], caches: &[&LayerCache]) -> Result<Tensor> {
+/// The same over caches: the blocks that each span sees, in order. `gates` are factors of each query row on the keys and
+/// values of its prefix. No gradients.
+pub fn attend_cached(
+    q: &Tensor,
+    shape: &Attention,
+    spans: &[Span],
+    blocks: &[Vec<Block>],
+    gates: Option<&[f32]>,
+) -> Result<Tensor> {
     let q = q.contiguous()?;
-    let result = with([&q], |[data]| Ok(shape.forward(data, spans, |s| (&caches[s].k, &caches[s].v))))?;
+    let result = with([&q], |[data]| Ok(shape.forward(data, spans, blocks, gates)))?;
     tensor(result, q.shape())
 }

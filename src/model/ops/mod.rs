@@ -14,7 +14,7 @@ mod low_rank;
 mod rescale;
 mod trained;
 
-pub use attention::{Attention, Span, attend_cached, attention};
+pub use attention::{Attention, Block, Span, attend_cached, attention};
 pub use cross_entropy::{cross_entropy, dense_cross_entropy};
 pub use dropout::dropout;
 pub use elementwise::{Activation, Rotation, gated, rms_norm, rope};
@@ -24,6 +24,8 @@ pub use log_probs::{dense_log_probs, log_probs};
 pub use low_rank::{low_rank_delta, low_rank_linear};
 pub use rescale::rescale;
 pub use trained::trained_linear;
+
+use std::ops::Deref;
 
 use candle_core::{CpuStorage, Device, Layout, Result, Shape, Storage, Tensor};
 
@@ -35,15 +37,29 @@ pub(super) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a 
     }
 }
 
-/// Runs `f` on the numbers of contiguous f32 tensors.
-pub fn with<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([&[f32]; N]) -> Result<R>) -> Result<R> {
-    let guards = tensors.map(|t| t.storage_and_layout());
-    let mut slices = [[].as_slice(); N];
-    for (place, (storage, layout)) in slices.iter_mut().zip(&guards) {
-        match &**storage {
-            Storage::Cpu(cpu) => *place = slice(cpu, layout)?,
+/// The numbers of a contiguous f32 tensor, for as long as this is kept.
+pub struct Numbers<'a, G>(G, &'a Layout);
+
+pub fn numbers(tensor: &Tensor) -> Numbers<'_, impl Deref<Target = Storage>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    Numbers(storage, layout)
+}
+
+impl<G: Deref<Target = Storage>> Numbers<'_, G> {
+    pub fn slice(&self) -> Result<&[f32]> {
+        match &*self.0 {
+            Storage::Cpu(cpu) => slice(cpu, self.1),
             _ => candle_core::bail!("a fused op's CPU path got a tensor of another device"),
         }
+    }
+}
+
+/// Runs `f` on the numbers of contiguous f32 tensors.
+pub fn with<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([&[f32]; N]) -> Result<R>) -> Result<R> {
+    let guards = tensors.map(numbers);
+    let mut slices = [[].as_slice(); N];
+    for (place, guard) in slices.iter_mut().zip(&guards) {
+        *place = guard.slice()?;
     }
     f(slices)
 }

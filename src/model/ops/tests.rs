@@ -5,7 +5,7 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use super::*;
 use crate::{
     formats::Storage as Stored,
-    model::{Target, cache::LayerCache, gated::gated_attention, weight::Weight},
+    model::{Target, cache::PAGE, gated::gated_attention, weight::Weight},
 };
 use std::sync::Arc;
 
@@ -279,9 +279,19 @@ fn cached_attention_is_the_same_bits() {
     let rows = |x: &Tensor, span: &Span| -> Vec<f32> {
         x.narrow(0, span.keys.start, span.keys.len()).unwrap().flatten_all().unwrap().to_vec1().unwrap()
     };
-    let caches: Vec<LayerCache> = spans().iter().map(|s| LayerCache { k: rows(&k, s), v: rows(&v, s) }).collect();
+    // In a cache a prefix has a block of its own, and text has pages.
+    let numbers: Vec<_> = spans().iter().map(|s| (rows(&k, s), rows(&v, s), s.prefix)).collect();
+    let blocks: Vec<Vec<Block>> = (numbers.iter())
+        .map(|(k, v, prefix)| {
+            let (at, text) = (prefix * 16, |x: &Vec<f32>| x.len());
+            let prefix = Block { k: &k[..at], v: &v[..at], rows: *prefix };
+            let pages = k[at..text(k)].chunks(PAGE * 16).zip(v[at..text(v)].chunks(PAGE * 16));
+            let pages = pages.map(|(k, v)| Block { k, v, rows: k.len() / 16 });
+            [prefix].into_iter().filter(|block| block.rows > 0).chain(pages).collect()
+        })
+        .collect();
     let local: Vec<Span> = spans().into_iter().map(|s| Span { keys: 0..s.keys.len(), ..s }).collect();
-    let cached = attend_cached(&q, &shape(None), &local, &caches.iter().collect::<Vec<_>>()).unwrap();
+    let cached = attend_cached(&q, &shape(None), &local, &blocks, None).unwrap();
     assert_eq!(whole.to_vec2::<f32>().unwrap(), cached.to_vec2::<f32>().unwrap());
 }
 

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{Bench, ask, collect, run, settings};
 
 /// Adapters of different ranks, strengths, targets and methods, and the base itself.
-async fn mixed(bench: &Bench, base: &str) -> Vec<Option<AdapterRef>> {
+pub(super) async fn mixed(bench: &Bench, base: &str) -> Vec<Option<AdapterRef>> {
     let specs = [
         json!({"type": "lora", "r": 2, "alpha": 5}),
         json!({"type": "lora", "r": 5, "alpha": 3, "use_rslora": true}),

@@ -6,7 +6,7 @@ use attune::{
     data::{Example, Row},
     domain::{Control, MethodSpec, Metrics, ObjectiveSpec, Observer, Snapshot, TrainSpec, Training, TrainingRequest},
     methods::{self, AdapterFiles, MethodError, Start, Trainable},
-    model::Base,
+    model::{Base, Turns},
     trainer::{Outcome, Run, TrainError, World, train},
 };
 use serde_json::Value;
@@ -104,17 +104,26 @@ pub fn run<R: Into<Row> + Clone>(
     from: From,
     recorder: &mut Recorder,
 ) -> Result<Outcome, TrainError> {
-    run_in(None, base, spec, rows, from, recorder)
+    run_in(Place::default(), base, spec, rows, from, recorder)
 }
 
-/// The same where completions can be drawn.
+/// What stands around a run.
+#[derive(Default)]
+pub struct Place<'a> {
+    /// Where completions can be drawn.
+    pub world: Option<World<'a>>,
+    /// With whom it shares the machine.
+    pub turns: Option<Arc<Turns>>,
+}
+
+/// The same in a place of its own, watched by any observer.
 pub fn run_in<R: Into<Row> + Clone>(
-    world: Option<World>,
+    Place { world, turns }: Place,
     base: &Arc<Base>,
     spec: &TrainSpec,
     rows: &[R],
     from: From,
-    recorder: &mut Recorder,
+    observer: &mut dyn Observer,
 ) -> Result<Outcome, TrainError> {
     let rows: Vec<Row> = rows.iter().cloned().map(Into::into).collect();
     let run = Run {
@@ -125,9 +134,10 @@ pub fn run_in<R: Into<Row> + Clone>(
         resume: from.resume,
         start: from.start,
         world,
+        turns,
         tokenize: &bytes,
     };
-    train(run, recorder)
+    train(run, observer)
 }
 
 /// A run to its end.
