@@ -23,7 +23,7 @@ use crate::{
         batch::{self, BatchContext, Runners},
     },
     keys,
-    model::{Base, Compute, Held, kernels::Isa},
+    model::{Base, Compute, Held, device, kernels::Isa, ops::compose},
     outbound::{self, Source, Web},
     service::Service,
     storage::{self, BlobStore, S3Settings},
@@ -50,7 +50,7 @@ struct Node {
 impl Node {
     /// `compute` is for serving: a training job chooses its own.
     async fn open(config: &NodeConfig, compute: Compute) -> anyhow::Result<Self> {
-        prepare_device(config)?;
+        prepare_threads(config)?;
         let dir = &config.database.data_dir;
         fs::create_dir_all(dir).with_context(|| format!("the data directory {}", dir.display()))?;
         let lock = if is_sqlite(&config.database) { Some(lock(dir)?) } else { None };
@@ -176,14 +176,11 @@ impl Running {
     }
 }
 
-fn prepare_device(config: &NodeConfig) -> anyhow::Result<()> {
-    match config.device.split(':').next() {
-        Some("cpu") => {}
-        Some("cuda") => bail!("--device {}: this build has no CUDA support", config.device),
-        _ => bail!("--device {}: neither cpu nor cuda[:N]", config.device),
-    }
-    if let Some(kernels) = &config.cpu_kernels {
-        Isa::force(kernels).map_err(anyhow::Error::msg)?;
+fn prepare_threads(config: &NodeConfig) -> anyhow::Result<()> {
+    match config.cpu_kernels.as_deref() {
+        Some("candle") => compose(),
+        Some(kernels) => Isa::force(kernels).map_err(anyhow::Error::msg)?,
+        None => {}
     }
     if let Some(threads) = config.threads {
         ensure!(threads > 0, "--threads is 0, below 1");
@@ -203,7 +200,7 @@ fn lock(dir: &Path) -> anyhow::Result<fs::File> {
 }
 
 async fn load_bases(config: &NodeConfig, compute: Compute) -> anyhow::Result<Bases> {
-    let mut residents = Vec::new();
+    let (mut residents, device) = (Vec::new(), device::open(&config.device).context("--device")?);
     for model in &config.models {
         let (id, source) = model.split_once('=').filter(|(id, _)| !id.contains(':')).unwrap_or((model, model));
         ensure!(is_model_id(id), "--model {model}: the id takes 1 to 64 letters, digits, dots, dashes and underscores");
@@ -212,10 +209,10 @@ async fn load_bases(config: &NodeConfig, compute: Compute) -> anyhow::Result<Bas
         let path = outbound::pull(&source, &config.hub.settings(), &config.database.data_dir.join("models"))
             .await
             .with_context(|| format!("--model {model}"))?;
-        let name = id.to_owned();
+        let (name, device) = (id.to_owned(), device.clone());
         let loaded = tokio::task::spawn_blocking(move || {
             let base = Base::open_held(&name, &path, held).with_context(|| path.display().to_string())?;
-            let base = base.computing(compute);
+            let base = base.on(&device).computing(compute);
             let text = Text::open(&path).with_context(|| path.display().to_string())?;
             anyhow::Ok(Resident { base, text: Arc::new(text) })
         });

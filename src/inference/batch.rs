@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::{registry::Lease, sequence::Running};
@@ -62,7 +62,7 @@ pub fn forward(running: &mut [Running], shares: &[usize]) -> Result<()> {
     let hooks: Vec<_> = hooks.map(|(places, lease)| (places.clone(), lease.as_deref())).collect();
     let scores = match rows.is_empty() {
         true => None,
-        false => Some(base.scores(&hidden.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?, &hooks)?),
+        false => Some(base.scores(&hidden.index_select(&Tensor::new(rows, hidden.device())?, 0)?, &hooks)?),
     };
     let mut start = 0;
     for (r, tokens) in &mut chosen {

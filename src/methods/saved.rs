@@ -118,7 +118,8 @@ impl Saved {
 
     /// Scores `(rows, vocab)`: of the full copy, or the base's with the trained tokens' columns.
     pub fn head_of(&self, part: &Tensor, x: &Tensor, base: &Linear) -> Candle<Tensor> {
-        let trained = x.matmul(&part.t()?)?;
+        let device = x.device();
+        let trained = x.matmul(&part.to_device(device)?.t()?)?;
         let Some((tokens, _)) = self.tokens.as_ref().filter(|_| self.module(SavedModule::Head).is_none()) else {
             return Ok(trained);
         };
@@ -128,8 +129,8 @@ impl Saved {
             kept[*token as usize] = 0.0;
             places[slot * vocab + *token as usize] = 1.0;
         }
-        let kept = base.forward(x)?.broadcast_mul(&Tensor::from_vec(kept, (1, vocab), &Device::Cpu)?)?;
-        kept + trained.matmul(&Tensor::from_vec(places, (tokens.len(), vocab), &Device::Cpu)?)?
+        let kept = base.forward(x)?.broadcast_mul(&Tensor::from_vec(kept, (1, vocab), device)?)?;
+        kept + trained.matmul(&Tensor::from_vec(places, (tokens.len(), vocab), device)?)?
     }
 
     /// The merged weights of a module, by its path; none where it is the base's.

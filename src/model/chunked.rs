@@ -1,6 +1,6 @@
 //! Cross entropy through an output layer that a method made, without the scores of all rows at once.
 
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{Result, Tensor, Var};
 
 use super::{Target, ops};
 
@@ -25,7 +25,7 @@ pub fn cross_entropy(
     let mut gradients: Vec<Option<Tensor>> = vec![None; sources.len()];
     let (mut loss, mut correct) = (0f64, 0);
     for targets in targets.chunks(CHUNK) {
-        let rows = Tensor::new(targets.iter().map(|t| t.row as u32).collect::<Vec<_>>(), &Device::Cpu)?;
+        let rows = Tensor::new(targets.iter().map(|t| t.row as u32).collect::<Vec<_>>(), hidden.device())?;
         let x = Var::from_tensor(&detached.index_select(&rows, 0)?)?;
         let local: Vec<Target> = targets.iter().enumerate().map(|(row, target)| Target { row, ..*target }).collect();
         let (part, hits) = ops::dense_cross_entropy(&scores(&parts, &x)?, &local)?;
@@ -50,7 +50,7 @@ pub fn cross_entropy(
             });
         }
     }
-    let mut tied = Tensor::new(loss as f32, &Device::Cpu)?;
+    let mut tied = Tensor::new(loss as f32, hidden.device())?;
     for (source, gradient) in sources.into_iter().zip(gradients) {
         let Some(gradient) = gradient.filter(|_| source.track_op()) else { continue };
         let product = (source * gradient.detach())?.sum_all()?;

@@ -17,7 +17,6 @@ use super::{
     cache::KvBudget,
     chunked,
     config::ModelConfig,
-    kernels::Mat,
     load,
     mlp::Mlp,
     ops::{self, Attention},
@@ -30,7 +29,8 @@ use crate::{
     formats::Storage,
 };
 
-/// A resident base. Immutable; shared by training and serving.
+/// A resident base. Immutable; shared by training and serving. Clones share the weights.
+#[derive(Clone)]
 pub struct Base {
     pub info: BaseInfo,
     pub(super) eps: f32,
@@ -44,9 +44,11 @@ pub struct Base {
     /// config.json of the model, or why it has none.
     pub(super) config_json: Arc<std::result::Result<Value, String>>,
     forwards: Arc<AtomicU64>,
+    device: Device,
 }
 
 /// One decoder layer.
+#[derive(Clone)]
 pub(super) struct Layer {
     pub attention: Attention,
     /// Which of the base's ropes turns its heads.
@@ -70,24 +72,17 @@ pub(super) struct Layer {
 impl Layer {
     fn computing(&self, compute: Compute) -> Self {
         Self {
-            attention: self.attention.clone(),
-            rope: self.rope,
-            attention_norm: self.attention_norm.clone(),
             q: self.q.computing(compute),
             k: self.k.computing(compute),
             v: self.v.computing(compute),
             o: self.o.computing(compute),
-            q_norm: self.q_norm.clone(),
-            k_norm: self.k_norm.clone(),
-            attention_out_norm: self.attention_out_norm.clone(),
-            mlp_norm: self.mlp_norm.clone(),
-            mlp_out_norm: self.mlp_out_norm.clone(),
             mlp: Mlp {
                 gate: self.mlp.gate.computing(compute),
                 up: self.mlp.up.computing(compute),
                 down: self.mlp.down.computing(compute),
                 activation: self.mlp.activation,
             },
+            ..self.clone()
         }
     }
 
@@ -175,29 +170,37 @@ impl Base {
         let Parts { embed, layers, norm, head, config_json } = parts;
         let ropes = [config.rope].into_iter().chain(config.local_rope).collect();
         let (eps, embed_scale, forwards) = (config.eps, config.embed_scale, Arc::default());
-        Self { info, eps, ropes, layers, embed, embed_scale, norm, head, config_json: Arc::new(config_json), forwards }
+        let (config_json, device) = (Arc::new(config_json), Device::Cpu);
+        Self { info, eps, ropes, layers, embed, embed_scale, norm, head, config_json, forwards, device }
     }
 
     /// The same resident weights, their products made in another precision.
     pub fn computing(&self, compute: Compute) -> Arc<Self> {
         Arc::new(Self {
-            info: self.info.clone(),
-            eps: self.eps,
-            ropes: self.ropes.clone(),
             layers: self.layers.iter().map(|layer| layer.computing(compute)).collect(),
-            embed: self.embed.clone(),
-            embed_scale: self.embed_scale,
-            norm: self.norm.clone(),
             head: self.head.computing(compute),
-            config_json: self.config_json.clone(),
-            forwards: self.forwards.clone(),
+            ..self.clone()
         })
+    }
+
+    /// The same on a device: activations live there, and weights once they have been used.
+    pub fn on(&self, device: &Device) -> Arc<Self> {
+        Arc::new(Self { device: device.clone(), ..self.clone() })
+    }
+
+    /// Where activations are. A method's own tensors are in the host's memory; ops take them over.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// What `precision: auto` means here: f32 on a base of F32, else bf16 where the kernels have it.
     pub fn auto_compute(&self) -> Compute {
         let most = self.info.storage.as_str();
-        if most == Storage::F32.name() { Compute::F32 } else { Compute::auto(Storage::BF16) }
+        match most == Storage::F32.name() {
+            true => Compute::F32,
+            false if !self.device.is_cpu() => Compute::Bf16,
+            false => Compute::auto(Storage::BF16),
+        }
     }
 
     /// Hidden states after the final norm, `(rows, hidden)`: one row per token, virtual ones left out.
@@ -222,7 +225,7 @@ impl Base {
         pass.token_rows(&pass.norm(Norm::Final, x, &self.norm, self.eps)?)
     }
 
-    /// Output scores of hidden rows `(n, hidden) → (n, vocab)`; all rows carry the same `hook`.
+    /// Output scores of hidden rows `(n, hidden) → (n, vocab)`, where the rows are; all carry the same `hook`.
     pub fn logits(&self, hidden: &Tensor, hook: Option<&dyn Hook>) -> Result<Tensor> {
         match hook.map(|hook| hook.head(hidden, &self.head)).transpose()?.flatten() {
             Some(scores) => Ok(scores),
@@ -247,14 +250,10 @@ impl Base {
             let all = frozen.len() == found.rows.len();
             let hidden = match all {
                 true => hidden.contiguous()?,
-                false => hidden.index_select(&Tensor::new(frozen.as_slice(), &Device::Cpu)?, 0)?,
+                false => hidden.index_select(&Tensor::new(frozen.as_slice(), hidden.device())?, 0)?,
             };
             let width = self.head.shape().0;
-            found.data.resize(frozen.len() * width, 0.0);
-            ops::with([&hidden], |[x]| {
-                self.head.weight().forward(Mat::new(x, frozen.len(), self.info.hidden), &mut found.data);
-                Ok(())
-            })?;
+            found.data = ops::frozen_product(&hidden, self.head.weight())?;
             for (i, row) in frozen.into_iter().enumerate() {
                 found.rows[row as usize] = i * width..(i + 1) * width;
             }
@@ -275,14 +274,14 @@ impl Base {
             let (loss, correct) = chunked::cross_entropy(hidden, &hook.head_parts(), targets, |parts, x| {
                 hook.head_of(parts, x, &self.head)
             })?;
-            return Ok(CrossEntropy { loss, correct });
+            return Ok(CrossEntropy { loss: loss.to_device(&Device::Cpu)?, correct });
         }
         let own = hook.map(|hook| hook.head(hidden, &self.head)).transpose()?.flatten();
         let (loss, correct) = match own {
             Some(scores) => ops::dense_cross_entropy(&scores, targets)?,
             None => ops::cross_entropy(hidden, self.head.weight(), targets)?,
         };
-        Ok(CrossEntropy { loss, correct })
+        Ok(CrossEntropy { loss: loss.to_device(&Device::Cpu)?, correct })
     }
 
     /// Log-probabilities of the targets' tokens, in chunks, as in `cross_entropy`.
@@ -292,7 +291,7 @@ impl Base {
             Some(scores) => ops::dense_log_probs(&scores, targets)?,
             None => ops::log_probs(hidden, self.head.weight(), targets)?,
         };
-        Ok(LogProbs { values, correct })
+        Ok(LogProbs { values: values.to_device(&Device::Cpu)?, correct })
     }
 
     /// An empty cache for one sequence.
@@ -324,7 +323,8 @@ impl Base {
         }
     }
 
-    /// Embeddings of tokens as the first layer takes them, `(ids, hidden)`: rows of the table times `embed_scale`.
+    /// Embeddings of tokens as the first layer takes them, `(ids, hidden)`: rows of the table times `embed_scale`, in
+    /// the host's memory.
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
         let h = self.info.hidden;
         let mut data = vec![0.0; ids.len() * h];

@@ -1,8 +1,8 @@
 //! Low-rank changes of frozen linears while they are served, for any number of adapters at once.
 
-use std::{cell::RefCell, ops::Range};
+use std::{cell::RefCell, ops::Range, sync::OnceLock};
 
-use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
+use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Result, Tensor};
 use half::bf16;
 use rayon::prelude::*;
 
@@ -71,6 +71,8 @@ pub struct LowRank {
     a: Factor,
     /// Transposed: `(r, out)`.
     b: Factor,
+    /// A and B on another device than the CPU, once somebody asked.
+    placed: OnceLock<[Tensor; 2]>,
 }
 
 impl LowRank {
@@ -81,7 +83,19 @@ impl LowRank {
         assert!(a.len() == rank * inputs && b.len() == rank * outputs, "factors do not fit");
         let b = kernels::transpose(Mat::new(b, outputs, rank));
         let (a, b) = (Factor::new(a, compute), Factor::new(b, compute));
-        Self { rank, inputs, outputs, scale: scale as f32, a, b }
+        Self { rank, inputs, outputs, scale: scale as f32, a, b, placed: OnceLock::new() }
+    }
+
+    /// `A: (r, in)` and `B: (out, r)` on a device.
+    fn on(&self, device: &Device) -> Result<[Tensor; 2]> {
+        if let Some(placed) = self.placed.get() {
+            return Ok(placed.clone());
+        }
+        let tensor = |factor: &Factor, cols: usize| {
+            factor.with(self.rank, cols, |x| Tensor::from_slice(&x.data[..self.rank * cols], (self.rank, cols), device))
+        };
+        let placed = [tensor(&self.a, self.inputs)?, tensor(&self.b, self.outputs)?.t()?.contiguous()?];
+        Ok(self.placed.get_or_init(|| placed).clone())
     }
 
     /// A row's result does not depend on the other rows.
@@ -131,19 +145,25 @@ impl Hook for LowRanks {
     /// For hooks around this one, which have to be called themselves.
     fn adjust(&self, at: At, site: Site, x: &Tensor, y: Tensor, _: &Linear) -> Result<Tensor> {
         let Some(change) = self.get(at.layer, site) else { return Ok(y) };
-        let y = y.copy()?;
-        add_low_rank(x, &y, &[(0..x.dim(0)?, change)])?;
-        Ok(y)
+        add_low_rank(x, y.copy()?, &[(0..x.dim(0)?, change)])
     }
 }
 
 /// Adds each change to its own rows of `y`: `x` is `(m, in)`, `y` is `(m, out)`; ranges of rows do not overlap.
-/// No gradients.
-pub fn add_low_rank(x: &Tensor, y: &Tensor, changes: &[(Range<usize>, &LowRank)]) -> Result<()> {
+/// Nobody else may hold `y`: on the CPU it is changed in place. No gradients.
+pub fn add_low_rank(x: &Tensor, y: Tensor, changes: &[(Range<usize>, &LowRank)]) -> Result<Tensor> {
     if x.track_op() {
         candle_core::bail!("a served adapter gives no gradients");
     }
-    y.inplace_op2(&x.contiguous()?, &Add(changes))
+    if ops::is_composed(x) {
+        return changes.iter().try_fold(y, |y, (rows, change)| {
+            let [a, b] = change.on(x.device())?;
+            let change = ops::composed::low_rank_delta(&x.narrow(0, rows.start, rows.len())?, &a, &b, change.scale)?;
+            y.slice_assign(&[rows.clone(), 0..b.dim(0)?], &(y.narrow(0, rows.start, rows.len())? + change)?)
+        });
+    }
+    y.inplace_op2(&x.contiguous()?, &Add(changes))?;
+    Ok(y)
 }
 
 struct Add<'a>(&'a [(Range<usize>, &'a LowRank)]);

@@ -8,6 +8,7 @@ use super::{
 };
 
 /// `down(act(gate(x)) ⊙ up(x))`
+#[derive(Clone)]
 pub struct Mlp {
     pub gate: Linear,
     pub up: Linear,

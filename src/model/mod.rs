@@ -4,6 +4,7 @@ pub mod hook;
 
 pub mod cache;
 pub mod decoder;
+pub mod device;
 pub mod linear;
 pub mod low_rank;
 pub mod mlp;
@@ -15,7 +16,6 @@ pub mod kernels;
 mod chunked;
 mod config;
 mod dense;
-mod gated;
 mod load;
 mod nf4;
 mod pass;

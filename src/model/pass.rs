@@ -6,7 +6,6 @@ use candle_core::{Device, Result, Tensor};
 
 use super::{
     At, Base, Batch, Hook, Linear,
-    gated::gated_attention,
     low_rank::add_low_rank,
     ops::{self, Block, Rotation, Span},
 };
@@ -140,7 +139,7 @@ impl Pass {
             }
             parts.push(x);
         }
-        join(parts)
+        join(parts)?.to_device(base.device())
     }
 
     /// From now on layers run for their gradients, after they have run for their values.
@@ -207,7 +206,7 @@ impl Pass {
         }
         let kept = self.rows.iter().zip(&self.virtual_rows).flat_map(|(rows, n)| rows.start + n..rows.end);
         let kept: Vec<u32> = kept.map(|row| row as u32).collect();
-        x.index_select(&Tensor::new(kept, &Device::Cpu)?, 0)
+        x.index_select(&Tensor::new(kept, x.device())?, 0)
     }
 
     /// Notes in the caches what this pass put there.
@@ -261,10 +260,7 @@ impl Pass {
             Some((group.rows.clone(), change))
         });
         let changes: Vec<_> = changes.collect();
-        if !changes.is_empty() {
-            add_low_rank(x, &y, &changes)?;
-        }
-        Ok(y)
+        if changes.is_empty() { Ok(y) } else { add_low_rank(x, y, &changes) }
     }
 
     /// Applies `f` to the rows of each group that has an active hook.
@@ -327,8 +323,8 @@ impl Pass {
             for rows in &self.rows[group.sequences.clone()] {
                 let p = prefix.as_ref().map_or(Ok(0), |(k, _)| k.dim(0))?;
                 if let Some((k, v)) = prefix {
-                    ks.push(k.clone());
-                    vs.push(v.clone());
+                    ks.push(k.to_device(q.device())?);
+                    vs.push(v.to_device(q.device())?);
                 }
                 ks.push(part(k, rows)?);
                 vs.push(part(v, rows)?);
@@ -338,7 +334,7 @@ impl Pass {
             }
             let (q, k, v) = (part(q, &group.rows)?, join(ks)?, join(vs)?);
             outputs.push(match gate {
-                Some(gate) => gated_attention([&q, &k, &v], &gate, shape, &spans)?,
+                Some(gate) => ops::composed::attention([&q, &k, &v], Some(&gate), shape, &spans)?,
                 None => ops::attention(&q, &k, &v, shape, &Arc::new(spans))?,
             });
         }
@@ -356,7 +352,7 @@ impl Pass {
     ) -> Result<Tensor> {
         let shape = &base.layers[layer].attention;
         let kv = shape.kv_heads * shape.head_dim;
-        ops::with([&k.contiguous()?, &v.contiguous()?], |[k, v]| {
+        ops::with([&host(k)?, &host(v)?], |[k, v]| {
             for (sequence, rows) in batch.sequences.iter_mut().zip(&self.rows) {
                 let place = rows.start * kv..rows.end * kv;
                 if let Some(cache) = &mut sequence.cache {
@@ -367,7 +363,7 @@ impl Pass {
         })?;
         // A prefix is the adapter's own tensors: no sequence has a copy.
         let prefixes: Vec<Option<Prefix>> = (prefixes.iter())
-            .map(|prefix| prefix.as_ref().map(|(k, v)| Ok((k.contiguous()?, v.contiguous()?))).transpose())
+            .map(|prefix| prefix.as_ref().map(|(k, v)| Ok((host(k)?, host(v)?))).transpose())
             .collect::<Result<_>>()?;
         let numbers: Vec<_> =
             prefixes.iter().map(|prefix| prefix.as_ref().map(|(k, v)| [ops::numbers(k), ops::numbers(v)])).collect();
@@ -416,6 +412,11 @@ fn normed(x: Tensor, norm: &Option<Arc<Vec<f32>>>, eps: f32) -> Result<Tensor> {
         Some(norm) => ops::rms_norm(&x, norm, eps),
         None => Ok(x),
     }
+}
+
+/// In the host's memory, row by row.
+fn host(x: &Tensor) -> Result<Tensor> {
+    x.contiguous()?.to_device(&Device::Cpu)
 }
 
 /// Some rows; all of them cost nothing.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use candle_core::{DType, Device, Result, Tensor};
 use half::bf16;
 use rayon::prelude::*;
 
@@ -54,6 +55,8 @@ pub struct Weight {
     nested: Option<Arc<Nested>>,
     /// The squared length of each row, once somebody asked; shared by all clones.
     squares: Arc<OnceLock<Arc<[f64]>>>,
+    /// The numbers on another device than the CPU, in f32 and in bf16, once somebody asked; shared by all clones.
+    placed: Arc<[OnceLock<Tensor>; 2]>,
 }
 
 /// Numbers of dequantised weights that one task holds: fits the second-level cache beside the activations, and leaves
@@ -104,7 +107,17 @@ impl Weight {
             rows * cols / storage.block_len() * storage.block_bytes(),
             "bytes do not fit the shape"
         );
-        Self { storage, rows, cols, bias: None, compute: Compute::F32, bytes, nested: None, squares: Arc::default() }
+        Self {
+            storage,
+            rows,
+            cols,
+            bias: None,
+            compute: Compute::F32,
+            bytes,
+            nested: None,
+            squares: Arc::default(),
+            placed: Arc::default(),
+        }
     }
 
     /// A dense matrix in NF4, with its scales as they are or quantised too. None where rows are not whole blocks:
@@ -122,7 +135,7 @@ impl Weight {
         let (bytes, nested) = nf4::blocks(storage, &rows);
         let nested = nested.map(Arc::new);
         let (bytes, bias) = (bytes.into(), self.bias.clone());
-        Some(Self { storage, bytes, nested, bias, squares: Arc::default(), ..*self })
+        Some(Self { storage, bytes, nested, bias, squares: Arc::default(), placed: Arc::default(), ..*self })
     }
 
     /// The same in memory of its own, so that the file need not stay mapped.
@@ -144,7 +157,7 @@ impl Weight {
     /// Some rows as a matrix of their own, over the same bytes.
     pub fn rows(&self, row: usize, count: usize) -> Self {
         let bytes = self.bytes.slice_ref(self.row_bytes(row, count));
-        Self { rows: count, bytes, ..self.clone() }
+        Self { rows: count, bytes, squares: Arc::default(), placed: Arc::default(), ..self.clone() }
     }
 
     /// Rows as numbers; `out` is `(count, cols)`.
@@ -183,6 +196,26 @@ impl Weight {
             let blocks = &self.row_bytes(row + r, 1)[col / len * size..(col + width) / len * size];
             self.dequantize_blocks((row + r) * self.row_blocks() + col / len, blocks, out);
         }
+    }
+
+    /// W as a tensor `(rows, cols)` of a device, in the type that products are made in. Made once and kept there.
+    pub fn on(&self, device: &Device) -> Result<Tensor> {
+        let (place, dtype) = match self.compute {
+            Compute::F32 => (0, DType::F32),
+            Compute::Bf16 | Compute::Int8 => (1, DType::BF16),
+        };
+        if let Some(tensor) = self.placed[place].get() {
+            return Ok(tensor.clone());
+        }
+        let mut numbers = vec![0.0; self.rows * self.cols];
+        self.dequantize_rows(0, self.rows, &mut numbers);
+        let tensor =
+            Tensor::from_vec(numbers, (self.rows, self.cols), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?;
+        Ok(self.placed[place].get_or_init(|| tensor).clone())
+    }
+
+    pub fn bias_on(&self, device: &Device) -> Result<Option<Tensor>> {
+        self.bias.as_ref().map(|bias| Tensor::new(&bias[..], device)).transpose()
     }
 
     pub fn compute(&self) -> Compute {

@@ -57,8 +57,8 @@ fn scores(models: &Models, hook: &Arc<dyn Hook>, texts: &[&Example]) -> Result<T
         *end += text.ids.len() as u32;
         Some(*end - 1)
     });
-    let last = hidden.index_select(&Tensor::new(ends.collect::<Vec<_>>(), &Device::Cpu)?, 0)?;
-    models.base.logits(&last, Some(hook.as_ref()))?.squeeze(1)
+    let last = hidden.index_select(&Tensor::new(ends.collect::<Vec<_>>(), hidden.device())?, 0)?;
+    models.base.logits(&last, Some(hook.as_ref()))?.squeeze(1)?.to_device(&Device::Cpu)
 }
 
 /// The loss of a pair of scores and its slopes.

@@ -8,6 +8,7 @@ mod batches;
 mod crash;
 mod data;
 mod db;
+mod device;
 mod dora;
 mod ends;
 mod estimate;

@@ -94,7 +94,7 @@ impl Hook for Ia3 {
 
     fn act(&self, at: At, z: Tensor) -> Result<Tensor> {
         match &self.down[at.layer] {
-            Some(l) => z.broadcast_mul(l),
+            Some(l) => z.broadcast_mul(&l.to_device(z.device())?),
             None => Ok(z),
         }
     }

@@ -22,7 +22,7 @@ pub struct Threshold {
 impl Threshold {
     /// `max(p − τ, 0)`
     fn excess(&self, scores: &Scores) -> Result<Tensor> {
-        let tau = trained_linear(scores.x, &self.weight)?.broadcast_add(&self.bias)?;
+        let tau = trained_linear(scores.x, &self.weight)?.broadcast_add(&self.bias.to_device(scores.x.device())?)?;
         let tau = candle_nn::ops::sigmoid(&tau)?.affine(self.max, 0.0)?;
         scores.p.broadcast_sub(&tau)?.relu()
     }

@@ -16,7 +16,7 @@ pub fn switch_balance(importance: &Tensor, choice: &Choice) -> Result<Tensor> {
         Some(active) => active.iter().skip(e).step_by(experts).filter(|a| **a).count() as f32 / rows as f32,
     };
     let shares: Vec<f32> = (0..experts).map(share).collect();
-    let shares = Tensor::from_vec(shares, experts, &Device::Cpu)?;
+    let shares = Tensor::from_vec(shares, experts, importance.device())?;
     (importance.mean(0)? * shares)?.sum_all()?.affine(experts as f64, 0.0)
 }
 
@@ -82,7 +82,7 @@ impl Tally {
         if sums.balances.is_empty() || self.coefficient == 0.0 {
             return Ok(None);
         }
-        Tensor::stack(&sums.balances, 0)?.mean(0)?.affine(self.coefficient, 0.0).map(Some)
+        Tensor::stack(&sums.balances, 0)?.mean(0)?.affine(self.coefficient, 0.0)?.to_device(&Device::Cpu).map(Some)
     }
 
     /// The routers' mean entropy in nats, the experts that a row has at work, and each expert's part of the choices.

@@ -3,7 +3,7 @@
 //! `p = softmax(x W_gᵀ)` with `W_g: (E, in)`, in f32; a variant's gate makes of p the weights `w: (rows, E)` and says
 //! which of them are active. A row's choice depends on nothing but that row: there is no capacity.
 
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{D, Result, Tensor};
 
 use super::balance::Tally;
 use crate::{
@@ -93,8 +93,9 @@ impl Routing {
             }
         }
         let pairs = rows.len();
-        let weights = choice.weights.flatten_all()?.index_select(&Tensor::new(places, &Device::Cpu)?, 0)?;
-        Ok(Self { rows: Tensor::new(rows, &Device::Cpu)?, weights: weights.reshape((pairs, 1))?, counts })
+        let device = choice.weights.device();
+        let weights = choice.weights.flatten_all()?.index_select(&Tensor::new(places, device)?, 0)?;
+        Ok(Self { rows: Tensor::new(rows, device)?, weights: weights.reshape((pairs, 1))?, counts })
     }
 
     pub fn is_empty(&self) -> bool {

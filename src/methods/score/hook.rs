@@ -18,7 +18,7 @@ pub struct Scored {
 impl Hook for Scored {
     /// `(rows, hidden) → (rows, 1)`
     fn head(&self, x: &Tensor, _: &Linear) -> Result<Option<Tensor>> {
-        x.matmul(&self.score.t()?).map(Some)
+        x.matmul(&self.score.to_device(x.device())?.t()?).map(Some)
     }
 
     fn is_scorer(&self) -> bool {

@@ -29,7 +29,7 @@ pub struct Affine {
 
 impl Affine {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        trained_linear(x, &self.weight)?.broadcast_add(&self.bias)
+        trained_linear(x, &self.weight)?.broadcast_add(&self.bias.to_device(x.device())?)
     }
 
     /// `σ(w·x + b)`, `(rows, 1)`

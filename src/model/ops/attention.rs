@@ -2,10 +2,10 @@
 
 use std::{ops::Range, sync::Arc};
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{output, slice, tensor, with};
+use super::{composed, is_composed, output, slice, tensor, with};
 use crate::model::{
     cache::PAGE,
     kernels::{self, Mat, Out, OutMat, elementwise},
@@ -193,6 +193,9 @@ struct AttentionOp {
 
 /// `q: (rows, heads · d)`, `k, v: (key rows, kv_heads · d)`, rotated already; every row is in one span.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: &Attention, spans: &Arc<Vec<Span>>) -> Result<Tensor> {
+    if is_composed(q) {
+        return composed::attention([q, k, v], None, shape, spans);
+    }
     let op = AttentionOp { shape: shape.clone(), spans: spans.clone() };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
 }
@@ -249,7 +252,7 @@ impl CustomOp3 for AttentionOp {
 }
 
 /// The same over caches: the blocks that each span sees, in order. `gates` are factors of each query row on the keys and
-/// values of its prefix. No gradients.
+/// values of its prefix. No gradients. Caches are in the host's memory, whatever the device, and so is this product.
 pub fn attend_cached(
     q: &Tensor,
     shape: &Attention,
@@ -257,7 +260,7 @@ pub fn attend_cached(
     blocks: &[Vec<Block>],
     gates: Option<&[f32]>,
 ) -> Result<Tensor> {
-    let q = q.contiguous()?;
-    let result = with([&q], |[data]| Ok(shape.forward(data, spans, blocks, gates)))?;
-    tensor(result, q.shape())
+    let host = q.contiguous()?.to_device(&Device::Cpu)?;
+    let result = with([&host], |[data]| Ok(shape.forward(data, spans, blocks, gates)))?;
+    tensor(result, q.shape())?.to_device(q.device())
 }

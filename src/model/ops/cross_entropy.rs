@@ -8,8 +8,8 @@ use std::sync::{
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{log_probs::dense_log_probs, output, slice, tensor};
-use crate::model::{Target, kernels::Mat, kernels::elementwise, weight::Weight};
+use super::{frozen_linear, is_composed, log_probs::dense_log_probs, output, slice, tensor};
+use crate::model::{Target, chunked, kernels::Mat, kernels::elementwise, weight::Weight};
 
 /// Rows whose scores are held at once.
 const CHUNK: usize = 128;
@@ -26,6 +26,9 @@ struct CrossEntropy {
 /// `Σ weight · −log softmax(h Wᵀ)[token]` over the targets, as a scalar, and how many tokens are the argmax.
 /// Its backward can run once.
 pub fn cross_entropy(hidden: &Tensor, weight: &Arc<Weight>, targets: &[Target]) -> Result<(Tensor, usize)> {
+    if is_composed(hidden) {
+        return chunked::cross_entropy(hidden, &[], targets, |_, x| frozen_linear(x, weight));
+    }
     let correct = Arc::new(AtomicUsize::new(0));
     let op = CrossEntropy {
         weight: weight.clone(),

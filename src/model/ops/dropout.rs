@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{output, slice, tensor, with};
+use super::{is_composed, output, slice, tensor, with};
 use crate::domain::rng::Stream;
 
 /// Numbers that one task takes; a multiple of the four that a stream draws at once.
@@ -17,7 +17,12 @@ struct Dropout {
 /// `x` with each number dropped with probability `p` and the others scaled by `1/(1−p)`. Which, is the stream's choice
 /// for its place.
 pub fn dropout(x: &Tensor, p: f64, stream: Stream) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(Dropout { p, stream })
+    let op = Dropout { p, stream };
+    if is_composed(x) {
+        let mask = op.apply(&vec![1.0; x.elem_count()]);
+        return x * Tensor::from_vec(mask, x.shape(), x.device())?;
+    }
+    x.contiguous()?.apply_op1(op)
 }
 
 impl Dropout {

@@ -1,11 +1,11 @@
 //! RMSNorm, gated activations and rotary positions.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{output, slice, tensor, with};
+use super::{composed, is_composed, output, slice, tensor, with};
 use crate::model::kernels::elementwise as kernel;
 
 /// Rows that one task takes.
@@ -18,6 +18,9 @@ struct RmsNorm {
 
 /// `y = x · w / √(mean x² + ε)` over groups of `w.len()` along the last dimension (whole rows, or heads).
 pub fn rms_norm(x: &Tensor, weight: &Arc<Vec<f32>>, eps: f32) -> Result<Tensor> {
+    if is_composed(x) {
+        return composed::rms_norm(x, &Tensor::new(weight.as_slice(), x.device())?, eps);
+    }
     x.contiguous()?.apply_op1(RmsNorm { weight: weight.clone(), eps })
 }
 
@@ -66,6 +69,9 @@ struct Gated(Activation);
 
 /// `act(gate) ⊙ up`
 pub fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if is_composed(gate) {
+        return composed::gated(activation, gate, up);
+    }
     gate.contiguous()?.apply_op2(&up.contiguous()?, Gated(activation))
 }
 
@@ -111,6 +117,8 @@ pub struct Rotation {
     pairs: usize,
     cos: Vec<f32>,
     sin: Vec<f32>,
+    /// The same as tensors of a device, once somebody asked.
+    tensors: OnceLock<[Tensor; 2]>,
 }
 
 impl Rotation {
@@ -126,7 +134,17 @@ impl Rotation {
                 sin.push(angle.sin() * factor);
             }
         }
-        Self { head_dim, pairs, cos, sin }
+        Self { head_dim, pairs, cos, sin, tensors: OnceLock::new() }
+    }
+
+    /// Cosines and sines as tensors, `(rows, pairs)`.
+    pub(super) fn on(&self, device: &Device) -> Result<[Tensor; 2]> {
+        if let Some(tensors) = self.tensors.get() {
+            return Ok(tensors.clone());
+        }
+        let tensor = |values: &[f32]| Tensor::from_slice(values, (values.len() / self.pairs, self.pairs), device);
+        let tensors = [tensor(&self.cos)?, tensor(&self.sin)?];
+        Ok(self.tensors.get_or_init(|| tensors).clone())
     }
 
     fn rotate(&self, x: &mut [f32], width: usize, sign: f32) {
@@ -146,6 +164,10 @@ struct Rope(Arc<Rotation>);
 
 /// Rotates every head of every row, halves against halves.
 pub fn rope(x: &Tensor, rotation: &Arc<Rotation>) -> Result<Tensor> {
+    if is_composed(x) {
+        let [cos, sin] = rotation.on(x.device())?;
+        return composed::rope(x, [&cos, &sin], rotation.head_dim);
+    }
     x.contiguous()?.apply_op1(Rope(rotation.clone()))
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
-use super::{low_rank::Delta, output, slice, tensor, with};
+use super::{composed, is_composed, low_rank::Delta, output, slice, tensor, with};
 use crate::model::kernels::Mat;
 
 struct Grouped {
@@ -16,6 +16,9 @@ struct Grouped {
 /// with gradients for `x`, `a: (experts, r, in)` and `b: (experts, out, r)`. One op, because candle's gradient of
 /// narrow would make a tensor of all rows for each expert.
 pub fn grouped_low_rank(x: &Tensor, a: &Tensor, b: &Tensor, counts: &[usize], scale: f32) -> Result<Tensor> {
+    if is_composed(x) {
+        return composed::grouped_low_rank(x, a, b, counts, scale);
+    }
     x.contiguous()?.apply_op3(&a.contiguous()?, &b.contiguous()?, Grouped { counts: counts.to_vec(), scale })
 }
 

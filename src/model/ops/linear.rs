@@ -4,14 +4,31 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
-use super::{output, slice, tensor, with};
+use super::{composed, is_composed, output, slice, tensor, with};
 use crate::model::{kernels::Mat, weight::Weight};
 
 struct FrozenLinear(Arc<Weight>);
 
 /// `(m, in) → (m, out)`; gradient for `x` only: `dx = g W`.
 pub fn frozen_linear(x: &Tensor, weight: &Arc<Weight>) -> Result<Tensor> {
+    if is_composed(x) {
+        return composed::frozen_linear(x, &weight.on(x.device())?, weight.bias_on(x.device())?.as_ref());
+    }
     x.contiguous()?.apply_op1(FrozenLinear(weight.clone()))
+}
+
+/// The numbers of `x Wᵀ`, for rows that carry no gradient.
+pub fn frozen_product(x: &Tensor, weight: &Arc<Weight>) -> Result<Vec<f32>> {
+    if is_composed(x) {
+        return frozen_linear(x, weight)?.flatten_all()?.to_vec1();
+    }
+    let (m, k) = x.dims2()?;
+    let mut y = vec![0.0; m * weight.rows];
+    with([&x.contiguous()?], |[x]| {
+        weight.forward(Mat::new(x, m, k), &mut y);
+        Ok(())
+    })?;
+    Ok(y)
 }
 
 impl CustomOp1 for FrozenLinear {

@@ -9,7 +9,7 @@ use std::sync::{
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{cross_entropy::row_loss, output, slice, tensor, with};
+use super::{cross_entropy::row_loss, frozen_linear, is_composed, output, slice, tensor, with};
 use crate::model::{Target, kernels::Mat, weight::Weight};
 
 /// Rows whose scores are held at once.
@@ -28,6 +28,9 @@ struct LogProbs {
 /// `log softmax(h Wᵀ)[token]` of each target, `(targets)`, and how many tokens are the argmax. The targets' weights
 /// do not matter.
 pub fn log_probs(hidden: &Tensor, weight: &Arc<Weight>, targets: &[Target]) -> Result<(Tensor, usize)> {
+    if is_composed(hidden) {
+        return dense_log_probs(&frozen_linear(hidden, weight)?, targets);
+    }
     let correct = Arc::new(AtomicUsize::new(0));
     let op = LogProbs {
         weight: weight.clone(),

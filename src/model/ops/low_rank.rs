@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{output, slice, tensor, with};
+use super::{composed, frozen_linear, is_composed, output, slice, tensor, with};
 use crate::model::{
     kernels::{self, Mat, Out, OutMat},
     weight::Weight,
@@ -19,11 +19,17 @@ struct LowRank {
 
 /// `x Wᵀ + s · (x Aᵀ) Bᵀ` with gradients for `x: (m, in)`, `a: (r, in)` and `b: (out, r)`.
 pub fn low_rank_linear(x: &Tensor, weight: &Arc<Weight>, a: &Tensor, b: &Tensor, scale: f32) -> Result<Tensor> {
+    if is_composed(x) {
+        return frozen_linear(x, weight)? + composed::low_rank_delta(x, a, b, scale)?;
+    }
     x.contiguous()?.apply_op3(&a.contiguous()?, &b.contiguous()?, LowRank { weight: Some(weight.clone()), scale })
 }
 
 /// `s · (x Aᵀ) Bᵀ`, the same bits as the change inside [`low_rank_linear`].
 pub fn low_rank_delta(x: &Tensor, a: &Tensor, b: &Tensor, scale: f32) -> Result<Tensor> {
+    if is_composed(x) {
+        return composed::low_rank_delta(x, a, b, scale);
+    }
     x.contiguous()?.apply_op3(&a.contiguous()?, &b.contiguous()?, LowRank { weight: None, scale })
 }
 

@@ -2,8 +2,11 @@
 //!
 //! All activations are f32 token rows `(rows, width)`. What a backward needs is read from the op's arguments, which
 //! candle keeps anyway, or made again. Frozen weights are captured, never arguments: they take no gradient.
+//!
+//! On other devices than the CPU every op is the one of the same name in [`composed`].
 
 mod attention;
+pub mod composed;
 mod cross_entropy;
 mod dropout;
 mod elementwise;
@@ -19,15 +22,29 @@ pub use cross_entropy::{cross_entropy, dense_cross_entropy};
 pub use dropout::dropout;
 pub use elementwise::{Activation, Rotation, gated, rms_norm, rope};
 pub use grouped::grouped_low_rank;
-pub use linear::frozen_linear;
+pub use linear::{frozen_linear, frozen_product};
 pub use log_probs::{dense_log_probs, log_probs};
 pub use low_rank::{low_rank_delta, low_rank_linear};
 pub use rescale::rescale;
 pub use trained::trained_linear;
 
-use std::ops::Deref;
+use std::{
+    ops::Deref,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use candle_core::{CpuStorage, Device, Layout, Result, Shape, Storage, Tensor};
+
+static COMPOSED: AtomicBool = AtomicBool::new(false);
+
+/// From now on the CPU too runs [`composed`] ops: what another device runs, where it can be looked at. Slow.
+pub fn compose() {
+    COMPOSED.store(true, Ordering::Relaxed);
+}
+
+pub(super) fn is_composed(x: &Tensor) -> bool {
+    !x.device().is_cpu() || COMPOSED.load(Ordering::Relaxed)
+}
 
 /// The numbers of a contiguous f32 tensor.
 pub(super) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {

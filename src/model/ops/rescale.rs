@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{output, slice, tensor, with};
+use super::{composed, is_composed, output, slice, tensor, with};
 
 /// Rows that one task takes.
 const ROWS: usize = 16;
@@ -17,6 +17,10 @@ struct Rescale {
 /// `y + (g − 1) ⊙ (y − b)`: the product in `y: (rows, out)` times `g: (out)`, the bias as it was. Where g is 1, y to
 /// the bit. Gradients for both.
 pub fn rescale(y: &Tensor, g: &Tensor, bias: Option<&Arc<[f32]>>) -> Result<Tensor> {
+    if is_composed(y) {
+        let bias = bias.map(|bias| Tensor::new(&bias[..], y.device())).transpose()?;
+        return composed::rescale(y, g, bias.as_ref());
+    }
     y.contiguous()?.apply_op2(&g.contiguous()?, Rescale { bias: bias.cloned() })
 }
 

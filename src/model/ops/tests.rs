@@ -5,7 +5,7 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use super::*;
 use crate::{
     formats::Storage as Stored,
-    model::{Target, cache::PAGE, gated::gated_attention, weight::Weight},
+    model::{Target, cache::PAGE, weight::Weight},
 };
 use std::sync::Arc;
 
@@ -110,6 +110,13 @@ fn frozen_linear_in_bf16() {
             let plain = f64s(&x).matmul(&f64s(&dense(&w)).t().unwrap()).unwrap();
             let y = frozen_linear(&x, &narrow).unwrap();
             agree(&y, &plain, &[&x], 1e-2, storage.name());
+            agree(
+                &composed::frozen_linear(&x, &narrow.on(&CPU).unwrap(), None).unwrap(),
+                &plain,
+                &[&x],
+                2e-2,
+                "composed",
+            );
             let exact: Vec<f32> = frozen_linear(&x, &w).unwrap().flatten_all().unwrap().to_vec1().unwrap();
             assert_ne!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap(), exact);
         }
@@ -132,6 +139,8 @@ fn grouped_low_rank_is_each_experts_own_change() {
     };
     let plain = Tensor::cat(&[part(0, 0), part(2, 3), part(3, 40)], 0).unwrap();
     agree(&y, &plain, &[&x, &a, &b], 1e-5, "grouped low rank");
+    let y = composed::grouped_low_rank(&x, &a, &b, &counts, scale).unwrap();
+    agree(&y, &plain, &[&x, &a, &b], 1e-5, "composed");
     assert!(grouped_low_rank(&x, &a, &b, &[3, 0, 37, 2], scale).is_err());
 }
 
@@ -154,6 +163,7 @@ fn frozen_linear_in_every_storage() {
             let x = var((m, cols), 5);
             let plain = f64s(&x).matmul(&f64s(&dense(&w)).t().unwrap()).unwrap();
             agree(&frozen_linear(&x, &w).unwrap(), &plain, &[&x], 3e-6, storage.name());
+            agree(&composed::frozen_linear(&x, &w.on(&CPU).unwrap(), None).unwrap(), &plain, &[&x], 3e-6, "composed");
         }
     }
 }
@@ -170,6 +180,7 @@ fn low_rank_linear_with_its_three_gradients() {
         let plain = (f64s(&x).matmul(&f64s(&dense(&w)).t().unwrap()).unwrap() + &change).unwrap();
         agree(&low_rank_linear(&x, &w, &a, &b, scale).unwrap(), &plain, &[&x, &a, &b], 3e-6, "low rank");
         agree(&low_rank_delta(&x, &a, &b, scale).unwrap(), &change, &[&x, &a, &b], 3e-6, "change alone");
+        agree(&composed::low_rank_delta(&x, &a, &b, scale).unwrap(), &change, &[&x, &a, &b], 3e-6, "composed");
     }
 }
 
@@ -183,6 +194,7 @@ fn rms_norm_over_rows_and_heads() {
         let plain = groups.broadcast_div(&mean.sqrt().unwrap()).unwrap().broadcast_mul(&f64s(&weight)).unwrap();
         let plain = plain.reshape((m, width)).unwrap();
         agree(&rms_norm(&x, &Arc::new(w), 1e-5).unwrap(), &plain, &[&x], 1e-5, "rms norm");
+        agree(&composed::rms_norm(&x, &weight, 1e-5).unwrap(), &plain, &[&x], 1e-5, "composed");
     }
 }
 
@@ -192,6 +204,7 @@ fn swiglu_of_large_and_small_gates() {
     let up = var((9, 31), 9);
     let plain = (f64s(&gate).silu().unwrap() * f64s(&up)).unwrap();
     agree(&gated(Activation::Silu, &gate, &up).unwrap(), &plain, &[&gate, &up], 1e-5, "swiglu");
+    agree(&composed::gated(Activation::Silu, &gate, &up).unwrap(), &plain, &[&gate, &up], 1e-5, "composed");
 }
 
 /// candle's own `gelu` is the tanh form.
@@ -202,6 +215,7 @@ fn geglu_of_large_and_small_gates() {
         let up = var((9, 31), 9);
         let plain = (f64s(&gate).gelu().unwrap() * f64s(&up)).unwrap();
         agree(&gated(Activation::Gelu, &gate, &up).unwrap(), &plain, &[&gate, &up], 1e-5, "geglu");
+        agree(&composed::gated(Activation::Gelu, &gate, &up).unwrap(), &plain, &[&gate, &up], 1e-5, "composed");
     }
 }
 
@@ -223,6 +237,8 @@ fn rope_turns_halves() {
     let rows = positions.iter().map(|p| (*p as usize, frequencies.as_slice()));
     let rotation = Arc::new(Rotation::new(2 * half, 1.0, rows));
     agree(&rope(&x, &rotation).unwrap(), &plain, &[&x], 1e-5, "rope");
+    let [cos, sin] = rotation.on(&CPU).unwrap();
+    agree(&composed::rope(&x, [&cos, &sin], 2 * half).unwrap(), &plain, &[&x], 1e-5, "composed");
 }
 
 fn shape(window: Option<usize>) -> Attention {
@@ -243,9 +259,11 @@ fn attention_with_prefixes_windows_and_blocks() {
     for window in [None, Some(4)] {
         let (q, k, v) = (var((47, 48), 11), var((57, 16), 12), var((57, 16), 13));
         let ones = Tensor::ones((47, 1), DType::F32, &CPU).unwrap();
-        let plain = gated_attention([&q, &k, &v], &ones, &shape(window), &spans()).unwrap();
+        let plain = composed::attention([&q, &k, &v], Some(&ones), &shape(window), &spans()).unwrap();
         let ours = attention(&q, &k, &v, &shape(window), &Arc::new(spans())).unwrap();
         agree(&ours, &plain, &[&q, &k, &v], 1e-5, "attention");
+        let composed = composed::attention([&q, &k, &v], None, &shape(window), &spans()).unwrap();
+        agree(&composed, &plain, &[&q, &k, &v], 1e-5, "composed");
     }
 }
 

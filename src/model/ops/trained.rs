@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::{
+    is_composed,
     low_rank::{by_rows, wide},
     output, slice, tensor, with,
 };
@@ -13,6 +14,9 @@ struct TrainedLinear;
 /// `(m, in) → (m, out)` with gradients for `x` and `w: (out, in)`. Unlike a product of candle's, a row's result does
 /// not depend on how many rows there are.
 pub fn trained_linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    if is_composed(x) {
+        return x.matmul(&w.to_device(x.device())?.t()?);
+    }
     x.contiguous()?.apply_op2(&w.contiguous()?, TrainedLinear)
 }
 
