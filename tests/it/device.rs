@@ -98,8 +98,9 @@ async fn composed_operations_train_and_serve_every_method_alike() {
 fn a_device_that_is_not_there_ends_the_start() {
     let server = Server::start();
     for (device, message) in [("cuda", "built without CUDA"), ("gpu", "neither cpu nor cuda")] {
-        let model = server.model_argument();
-        let error = server.command(&["worker", "--device", device, "--model", &model]).unwrap_err();
+        let (model, dir) = (server.model_argument(), tempfile::tempdir().unwrap());
+        let serve = ["serve", "--listen", "127.0.0.1:0", "--data-dir", dir.path().to_str().unwrap(), "--model", &model];
+        let error = server.command(&[&serve[..], &["--device", device]].concat()).unwrap_err();
         assert!(error.contains("--device") && error.contains(message), "{error}");
     }
 }

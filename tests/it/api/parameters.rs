@@ -125,7 +125,9 @@ async fn said(client: &Client, path: &str, base: &Value, extra: &Value) -> Strin
         None => text.lines().filter_map(|line| json(line.strip_prefix("data: ")?)).collect(),
     };
     for part in &mut parts {
-        ["id", "created"].map(|field| part.as_object_mut().unwrap().shift_remove(field));
+        for field in ["id", "created"] {
+            part.as_object_mut().unwrap().shift_remove(field);
+        }
     }
     format!("{parts:?}")
 }
