@@ -30,6 +30,8 @@ use crate::{
     text::Text,
 };
 
+/// How often what was kept for too long is dropped though nobody reads it.
+const FORGETTING: Duration = Duration::from_secs(3600);
 /// How long streams may go on once the process stops.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -107,7 +109,8 @@ pub struct Running {
     engine: Handle,
     workers: Vec<Worker>,
     batches: Runners,
-    pins: JoinHandle<()>,
+    /// What is done now and then.
+    chores: [JoinHandle<()>; 2],
     http: serve::Http,
     _lock: Option<fs::File>,
 }
@@ -146,14 +149,14 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         web,
         retention_days: config.completion_retention,
     };
-    let pins = tokio::spawn(follow_pins(service.clone()));
+    let chores = [tokio::spawn(follow_pins(service.clone())), tokio::spawn(forget(service.clone()))];
     let state = AppState::new(service);
     let answers = Arc::new(api::Inside(state.clone()));
     let batches = batch::start(BatchContext { db, store, answers }, wake_batches);
     let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listening on {}", config.listen))?;
     let address = listener.local_addr()?;
     let http = serve::start(listener, api::router(state.clone()));
-    Ok(Running { address, key_file, state, engine, workers, batches, pins, http, _lock: lock })
+    Ok(Running { address, key_file, state, engine, workers, batches, chores, http, _lock: lock })
 }
 
 /// Keeps what is pinned at hand; other processes pin too.
@@ -170,9 +173,18 @@ impl Running {
     /// Unready first, then streams end, then training checkpoints and gives its claim back.
     pub async fn stop(self) {
         self.state.drain();
-        self.pins.abort();
+        self.chores.iter().for_each(JoinHandle::abort);
         let ((), (), _) = tokio::join!(stop_all(self.workers), self.batches.stop(), self.engine.stop(GRACE));
         self.http.stop(GRACE).await;
+    }
+}
+
+async fn forget(service: Service) {
+    loop {
+        if let Err(problem) = service.forget_old().await {
+            tracing::warn!("what was kept for too long stays for now: {}", problem.message);
+        }
+        tokio::time::sleep(FORGETTING).await;
     }
 }
 

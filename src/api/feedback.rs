@@ -134,7 +134,7 @@ pub async fn list(
     Reading(project): Reading,
     Query(paging): Query<Paging>,
 ) -> Result<Json<List<FeedbackObject>>, ApiError> {
-    let page = state.service.db.feedback(&project, paging.after.as_deref(), paging.limit()?).await?;
+    let page = state.service.feedback(&project, paging.after.as_deref(), paging.limit()?).await?;
     let data = page.data.into_iter().map(FeedbackObject::new).collect();
     Ok(Json(List::new(data, page.has_more, |said| &said.id)))
 }

@@ -20,6 +20,7 @@ mod list;
 mod methods;
 mod models;
 mod openapi;
+mod preferences;
 mod prompt;
 mod request;
 mod router;

@@ -17,7 +17,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     AppState, adapters, batches, chat, classify, completions, embeddings, error, estimate, extract::MAX_JSON, feedback,
-    files, graders, health, jobs, kept, methods, models, uploads,
+    files, graders, health, jobs, kept, methods, models, preferences, uploads,
 };
 use crate::{domain::id, service::Problem};
 
@@ -63,6 +63,9 @@ pub fn routes(max_upload: u64) -> OpenApiRouter<AppState> {
         .routes(routes!(feedback::create, feedback::list))
         .routes(routes!(feedback::export))
         .routes(routes!(feedback::delete))
+        .routes(routes!(preferences::create, preferences::list))
+        .routes(routes!(preferences::retrieve))
+        .routes(routes!(preferences::cancel))
         .routes(routes!(methods::list))
         .routes(routes!(graders::run))
         .routes(routes!(graders::validate))

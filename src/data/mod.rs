@@ -2,6 +2,7 @@
 //! No tensors, no network, no order: batches and epochs are the trainer's.
 
 mod chat;
+mod compared;
 mod lines;
 mod preference;
 mod record;
@@ -17,6 +18,7 @@ use crate::{
     text::Text,
 };
 
+pub use compared::{Compared, Side, compared};
 pub use preference::{Answer, Judgement, Preference};
 pub use record::{Chat, Completion, Format, Question, Record, Tokens};
 pub use validate::{check_structure, load, validate};
@@ -83,6 +85,8 @@ pub struct Pair {
     pub rejected: Example,
     /// By how much the chosen one is better; 0 where nobody said.
     pub margin: f64,
+    /// That the chosen one is better, ½ to 1; 1 where nobody doubts it.
+    pub probability: f64,
 }
 
 /// An answer with a thumb up or down.

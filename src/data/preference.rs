@@ -25,6 +25,8 @@ pub struct Preference {
     pub rejected: Answer,
     /// By how much the first is better; 0 where the row does not say.
     pub margin: f64,
+    /// That the first is better; 1 where the row does not say.
+    pub probability: f64,
 }
 
 /// An answer and what somebody thought of it.
@@ -51,8 +53,11 @@ pub fn pair(mut row: Map<String, Value>) -> Result<Preference, Fault> {
     let named = |(a, b): &(&str, &str)| row.contains_key(*a) || row.contains_key(*b);
     let (preferred, other) = SIDES.into_iter().find(named).unwrap_or(SIDES[0]);
     let input = if preferred == "chosen" { "prompt" } else { "input" };
-    only(&row, &[input, preferred, other, "margin"], "the row")?;
+    only(&row, &[input, preferred, other, "margin", "probability", "judgement"], "the row")?;
     let margin = margin(row.remove("margin"))?;
+    let probability = probability(row.remove("probability"))?;
+    // Who judged and how: for whoever reads the file.
+    row.remove("judgement");
     let (chosen, rejected) = (take(&mut row, preferred)?, take(&mut row, other)?);
     let (prompt, chosen, rejected) = match row.remove(input) {
         Some(prompt) => (read_prompt(input, prompt)?, chosen, rejected),
@@ -63,7 +68,7 @@ pub fn pair(mut row: Map<String, Value>) -> Result<Preference, Fault> {
     if chosen == rejected {
         return Err(Fault::new("equal_sides", format!("`{preferred}` and `{other}` are the same")));
     }
-    Ok(Preference { chosen, rejected, margin })
+    Ok(Preference { chosen, rejected, margin, probability })
 }
 
 pub fn judged(mut row: Map<String, Value>) -> Result<Judgement, Fault> {
@@ -89,6 +94,18 @@ fn margin(value: Option<Value>) -> Result<f64, Fault> {
             .as_f64()
             .filter(|margin| margin.is_finite())
             .ok_or_else(|| Fault::new("invalid_margin", format!("`margin` must be a number, not {}", kind(&value)))),
+    }
+}
+
+fn probability(value: Option<Value>) -> Result<f64, Fault> {
+    match value {
+        None | Some(Value::Null) => Ok(1.0),
+        Some(value) => value.as_f64().filter(|p| (0.5..=1.0).contains(p)).ok_or_else(|| {
+            Fault::new(
+                "invalid_probability",
+                "`probability` must be a number from 0.5 to 1: the first answer is the better one",
+            )
+        }),
     }
 }
 

@@ -30,7 +30,7 @@ pub fn row(line: u64, record: &Record, context: &Context) -> Result<Row, Fault> 
             if chosen.ids == rejected.ids {
                 return Err(Fault::new("equal_sides", "the two answers are the same tokens"));
             }
-            Ok(Row::Pair(Pair { chosen, rejected, margin: preference.margin }))
+            Ok(Row::Pair(Pair { chosen, rejected, margin: preference.margin, probability: preference.probability }))
         }
         Record::Question(question) => {
             let chat = Chat { messages: question.messages.clone(), tools: question.tools.clone(), trained: Vec::new() };

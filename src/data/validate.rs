@@ -59,7 +59,7 @@ fn survey(reader: impl BufRead, context: Option<&Context>, report: FileReport) -
 }
 
 /// Calls `each` with every row, or with what is wrong with it. The first row's format is the file's.
-fn each_row(
+pub(super) fn each_row(
     reader: impl BufRead,
     mut each: impl FnMut(u64, Result<(Format, Record), Fault>) -> Result<(), DataError>,
 ) -> Result<(), DataError> {

@@ -43,15 +43,21 @@ fn feedback(row: &AnyRow) -> Result<Feedback, DbError> {
 impl Db {
     /// Keeps an answer, and drops those that are older than `retention` seconds with what was said of them.
     pub async fn keep_completion(&self, kept: &StoredCompletion, retention: i64) -> Result<(), DbError> {
+        self.forget_completions(retention).await?;
         let mut tx = self.begin().await?;
-        let sql = self.sql("DELETE FROM completions WHERE created_at <= {now} - $1");
-        sqlx::query(sql).bind(retention).execute(&mut *tx).await?;
         let sql = "INSERT INTO completions (id, project, model, fingerprint, created_at, messages, choices) \
                    VALUES ($1, $2, $3, $4, $5, $6, $7)";
         let query = sqlx::query(sql).bind(&kept.id).bind(&kept.project).bind(&kept.model).bind(&kept.fingerprint);
         let query = query.bind(kept.created_at).bind(to_json(&kept.messages)?).bind(to_json(&kept.choices)?);
         query.execute(&mut *tx).await?;
         Ok(tx.commit().await?)
+    }
+
+    /// Drops answers that are older than `retention` seconds, with what was said of them.
+    pub async fn forget_completions(&self, retention: i64) -> Result<(), DbError> {
+        let sql = self.sql("DELETE FROM completions WHERE created_at <= {now} - $1");
+        sqlx::query(sql).bind(retention).execute(&self.pool).await?;
+        Ok(())
     }
 
     pub async fn completion(&self, project: &str, id: &str) -> Result<StoredCompletion, DbError> {

@@ -2,7 +2,7 @@
 
 use sqlx::{Row, any::AnyRow};
 
-use super::{Db, DbError, Once, Page, to_json};
+use super::{Db, DbError, Once, Page, Tx, to_json};
 use crate::domain::{Caller, FileRecord, FileReport};
 
 fn file(row: &AnyRow) -> Result<FileRecord, DbError> {
@@ -19,15 +19,20 @@ fn file(row: &AnyRow) -> Result<FileRecord, DbError> {
     })
 }
 
+pub(super) async fn insert(tx: &mut Tx, file: &FileRecord) -> Result<(), DbError> {
+    let sql = "INSERT INTO files (id, project, filename, purpose, bytes, sha256, status, status_details, created_at) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+    let query = sqlx::query(sql).bind(&file.id).bind(&file.project).bind(&file.filename).bind(&file.purpose);
+    let query = query.bind(file.bytes).bind(&file.sha256).bind(&file.status).bind(&file.status_details);
+    query.bind(file.created_at).execute(&mut **tx).await?;
+    Ok(())
+}
+
 impl Db {
     pub async fn insert_file(&self, actor: &str, file: &FileRecord, once: Option<&Once>) -> Result<(), DbError> {
         let mut tx = self.begin().await?;
         self.keep_answer(&mut tx, &file.project, once, file).await?;
-        let sql = "INSERT INTO files (id, project, filename, purpose, bytes, sha256, status, status_details, created_at) \
-                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
-        let query = sqlx::query(sql).bind(&file.id).bind(&file.project).bind(&file.filename).bind(&file.purpose);
-        let query = query.bind(file.bytes).bind(&file.sha256).bind(&file.status).bind(&file.status_details);
-        query.bind(file.created_at).execute(&mut *tx).await?;
+        insert(&mut tx, file).await?;
         self.audit(&mut tx, actor, &file.project, "file.create", &file.id).await?;
         Ok(tx.commit().await?)
     }

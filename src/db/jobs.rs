@@ -75,11 +75,12 @@ impl Db {
         Ok(Page::of(rows.iter().map(job).collect::<Result<_, _>>()?, limit))
     }
 
-    /// Whether a job or a batch that has not ended reads this file.
+    /// Whether a job, a batch or a task that has not ended reads this file.
     pub async fn file_is_in_use(&self, file: &str) -> Result<bool, DbError> {
         let sql = "SELECT (SELECT count(*) FROM jobs WHERE (training_file = $1 OR validation_file = $1) \
                    AND status IN ('queued', 'running', 'paused')) + (SELECT count(*) FROM batches \
-                   WHERE input_file = $1 AND status IN ('validating', 'in_progress', 'cancelling')) AS n";
+                   WHERE input_file = $1 AND status IN ('validating', 'in_progress', 'cancelling')) \
+                   + (SELECT count(*) FROM labellings WHERE file = $1 AND status IN ('queued', 'running')) AS n";
         Ok(sqlx::query(sql).bind(file).fetch_one(&self.pool).await?.try_get::<i64, _>("n")? > 0)
     }
 

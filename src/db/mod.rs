@@ -11,6 +11,7 @@ mod feedback;
 mod files;
 mod jobs;
 mod keys;
+mod labellings;
 mod pins;
 mod queue;
 mod uploads;
@@ -44,6 +45,7 @@ macro_rules! migrations {
             ("virtual tokens", include_str!(concat!("../../migrations/", $folder, "/0005_virtual_tokens.sql"))),
             ("batches", include_str!(concat!("../../migrations/", $folder, "/0006_batches.sql"))),
             ("pins", include_str!(concat!("../../migrations/", $folder, "/0007_pins.sql"))),
+            ("labellings", include_str!(concat!("../../migrations/", $folder, "/0008_labellings.sql"))),
         ]
     };
 }

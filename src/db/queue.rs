@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use sqlx::Row;
 
-use super::{CheckpointRecord, Db, DbError, Tx, adapters, jobs::job, to_json};
+use super::{CheckpointRecord, Db, DbError, Tx, adapters, files, jobs::job, to_json};
 use crate::domain::{AdapterRecord, Failure, FileRecord, Job, Metrics};
 
 /// Attempts in a row without a step or a checkpoint after which a job fails.
@@ -102,6 +102,7 @@ impl Db {
     /// With an embedded database there are no other workers: whatever ran when the process ended is free again.
     pub async fn release_local_claims(&self) -> Result<u64, DbError> {
         self.release_local_batches().await?;
+        self.release_local_labellings().await?;
         let sql = "UPDATE jobs SET status = 'queued', worker = NULL, lease_until = NULL WHERE status = 'running'";
         Ok(sqlx::query(sql).execute(&self.pool).await?.rows_affected())
     }
@@ -166,11 +167,7 @@ impl Db {
         let mut tx = self.begin().await?;
         let held = self.hold(&mut tx, job).await?;
         let file = &publication.result_file;
-        let sql = "INSERT INTO files (id, project, filename, purpose, bytes, sha256, status, created_at) \
-                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
-        let query = sqlx::query(sql).bind(&file.id).bind(&file.project).bind(&file.filename).bind(&file.purpose);
-        let query = query.bind(file.bytes).bind(&file.sha256).bind(&file.status).bind(file.created_at);
-        query.execute(&mut *tx).await?;
+        files::insert(&mut tx, file).await?;
         adapters::insert(&mut tx, &publication.adapter).await?;
         let message = format!("The job succeeded: {}", publication.adapter.model);
         self.append(&mut tx, &job.id, &NewEvent::info(message)).await?;

@@ -11,6 +11,7 @@ pub mod file;
 pub mod id;
 pub mod job;
 pub mod key;
+pub mod labelling;
 pub mod observer;
 pub mod rng;
 pub mod rollout;
@@ -27,6 +28,9 @@ pub use feedback::{Feedback, StoredCompletion};
 pub use file::FileRecord;
 pub use job::{Failure, Job, JobStatus};
 pub use key::{ApiKey, Caller, Scope};
+pub use labelling::{
+    AnswerSampling, Dropped, LabelReport, LabelSpec, LabelUsage, Labelled, Labelling, Outcome, PairJudge,
+};
 pub use observer::{Control, Live, Observer, Snapshot};
 pub use rollout::Completion;
 pub use spec::{

@@ -2,6 +2,7 @@
 
 pub mod batch;
 pub mod judge;
+mod label;
 pub mod memory;
 mod observe;
 mod publish;

@@ -10,7 +10,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{Context, observe::Signals, run};
+use super::{Context, label, observe::Signals, run};
 use crate::{
     db::{Claim, DbError},
     domain::{Job, id},
@@ -59,6 +59,17 @@ async fn work(context: Context, wake: Arc<Notify>, mut stopped: watch::Receiver<
             }
             Ok(None) => {}
             Err(error) => tracing::error!("jobs cannot be claimed: {error}"),
+        }
+        match context.db.claim_labelling(&name, &bases, label::LEASE).await {
+            Ok(Some(task)) => {
+                if let Err(error) = label::attempt(&context, task, stopped.clone()).await {
+                    // The lease runs out by itself, and the next attempt goes on from the last label.
+                    tracing::error!("labelling ended: {error:#}");
+                }
+                continue;
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!("tasks cannot be claimed: {error}"),
         }
         tokio::select! {
             () = woken => {}

@@ -7,7 +7,7 @@ use candle_core::Result;
 
 use super::{
     Found, Models, Objective, Term,
-    preference::{Side, Verdict, found, pairs, texts},
+    preference::{Side, Verdict, found, pairs, softened, texts},
     score::{log_sigmoid, score, sigmoid},
 };
 use crate::{
@@ -46,7 +46,8 @@ impl Objective for OrpoSpec {
             reference: 0.0,
             tokens: masks[i].iter().sum(),
         };
-        let verdicts: Vec<Verdict> = (0..n).map(|i| verdict(self, [side(i), side(n + i)])).collect();
+        let judge = |i: usize| softened(|sides| verdict(self, sides), [side(i), side(n + i)], pairs[i].probability);
+        let verdicts: Vec<Verdict> = (0..n).map(judge).collect();
         let slope = |i: usize| verdicts[i % n].slopes[i / n];
         let odds = masks.iter().enumerate().map(|(i, mask)| mask.iter().map(|m| m * slope(i)).collect());
         let nll = scored.texts.iter().enumerate().map(|(i, text)| vec![if i < n { -1.0 } else { 0.0 }; text.len()]);

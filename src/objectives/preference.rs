@@ -83,11 +83,28 @@ fn judged(models: &Models, pairs: &[&Pair], reference: &[f64], judge: impl Fn([S
         tokens: scored.texts[i].len() as f64,
     };
     let n = pairs.len();
-    let verdicts: Vec<Verdict> = (0..n).map(|i| judge([side(i), side(n + i)])).collect();
+    let verdict = |i: usize| softened(&judge, [side(i), side(n + i)], pairs[i].probability);
+    let verdicts: Vec<Verdict> = (0..n).map(verdict).collect();
     let slopes = verdicts.iter().map(|v| v.slopes[0]).chain(verdicts.iter().map(|v| v.slopes[1]));
     let gradient = scored.weighted_sums(&slopes.collect::<Vec<_>>())?;
     let term = Term { value: verdicts.iter().map(|v| v.loss).sum(), gradient };
     Ok(found(vec![term], &verdicts, hook))
+}
+
+/// A label that is true with a probability: `p·ℓ(c, r) + (1−p)·ℓ(r, c)`. For DPO that is
+/// `−(p·log σ(βΔ) + (1−p)·log σ(−βΔ))`.
+pub fn softened(judge: impl Fn([Side; 2]) -> Verdict, sides: [Side; 2], probability: f64) -> Verdict {
+    let as_said = judge(sides);
+    if probability == 1.0 {
+        return as_said;
+    }
+    let otherwise = judge([sides[1], sides[0]]);
+    let mean = |said: f64, other: f64| probability * said + (1.0 - probability) * other;
+    Verdict {
+        loss: mean(as_said.loss, otherwise.loss),
+        slopes: [mean(as_said.slopes[0], otherwise.slopes[1]), mean(as_said.slopes[1], otherwise.slopes[0])],
+        ..as_said
+    }
 }
 
 /// With the figures of the verdicts.

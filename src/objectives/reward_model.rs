@@ -37,7 +37,7 @@ impl Objective for RewardModelSpec {
         let mut figures = Figures::default();
         for (i, pair) in pairs.iter().enumerate() {
             let sides = [values[i], values[n + i]];
-            let (loss, slope) = loss(self, sides, pair.margin);
+            let (loss, slope) = softened(self, sides, pair.margin, pair.probability);
             value += loss;
             (slopes[i], slopes[n + i]) = (slope[0] as f32, slope[1] as f32);
             figures.add("rewards/chosen", sides[0]);
@@ -59,6 +59,14 @@ fn scores(models: &Models, hook: &Arc<dyn Hook>, texts: &[&Example]) -> Result<T
     });
     let last = hidden.index_select(&Tensor::new(ends.collect::<Vec<_>>(), hidden.device())?, 0)?;
     models.base.logits(&last, Some(hook.as_ref()))?.squeeze(1)?.to_device(&Device::Cpu)
+}
+
+/// The same where the label is true with a probability: `p·ℓ(c, r) + (1−p)·ℓ(r, c)`.
+pub fn softened(spec: &RewardModelSpec, sides: [f64; 2], margin: f64, probability: f64) -> (f64, [f64; 2]) {
+    let (said, slopes) = loss(spec, sides, margin);
+    let (other, others) = loss(spec, [sides[1], sides[0]], margin);
+    let mean = |said: f64, other: f64| probability * said + (1.0 - probability) * other;
+    (mean(said, other), [mean(slopes[0], others[1]), mean(slopes[1], others[0])])
 }
 
 /// The loss of a pair of scores and its slopes.

@@ -19,6 +19,7 @@ pub mod jobs;
 pub mod mix;
 mod once;
 mod pins;
+mod preferences;
 pub mod problem;
 pub mod sampling;
 pub mod stop;

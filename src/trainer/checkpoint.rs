@@ -228,7 +228,12 @@ fn differing(a: &Value, b: &Value) -> Option<String> {
 fn hash_row(hash: &mut Sha256, row: &Row) {
     let said = match row {
         Row::Example(_) => 0.0,
-        Row::Pair(pair) => pair.margin,
+        Row::Pair(pair) => {
+            if pair.probability < 1.0 {
+                hash.update(pair.probability.to_le_bytes());
+            }
+            pair.margin
+        }
         Row::Judged(judged) => f64::from(u8::from(judged.is_desirable)),
         Row::Prompt(prompt) => {
             hash.update(prompt.item.to_string());

@@ -13,6 +13,7 @@ mod lists;
 mod live;
 mod parameters;
 mod preference;
+mod preferences;
 mod sampling;
 mod text;
 pub mod tools;

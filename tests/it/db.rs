@@ -3,6 +3,7 @@
 mod audit;
 mod batches;
 mod feedback;
+mod labellings;
 mod lists;
 mod migrations;
 mod names;

@@ -29,6 +29,7 @@ mod preference;
 mod quantised;
 mod reinforcement;
 mod sdk;
+mod soft_labels;
 mod storage;
 mod support;
 mod tape;

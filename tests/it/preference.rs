@@ -169,6 +169,7 @@ fn stored_pairs() -> Vec<Row> {
         chosen: text(&row["prompt"], &row["chosen"]),
         rejected: text(&row["prompt"], &row["rejected"]),
         margin: row["margin"].as_f64().unwrap(),
+        probability: 1.0,
     };
     rows["pairs"].as_array().unwrap().iter().map(|row| Row::Pair(pair(row))).collect()
 }
@@ -276,7 +277,7 @@ fn pairs(n: usize, seed: u64) -> Vec<Row> {
     let pair = |two: &[Example]| {
         let (chosen, mut rejected) = (two[0].clone(), two[1].clone());
         rejected.ids[..2].copy_from_slice(&chosen.ids[..2]);
-        Row::Pair(Pair { chosen, rejected, margin: 0.0 })
+        Row::Pair(Pair { chosen, rejected, margin: 0.0, probability: 1.0 })
     };
     texts.chunks(2).map(pair).collect()
 }

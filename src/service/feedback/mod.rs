@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::{Fault, Problem, Service, fields::read, once::remembered};
 use crate::{
-    db::{DbError, FeedbackFilter},
+    db::{DbError, FeedbackFilter, Page},
     domain::{Caller, Feedback, FileRecord, StoredCompletion, feedback::Judgement, id},
     jobs::now,
 };
@@ -83,10 +83,27 @@ impl Service {
     }
 
     pub async fn keep_completion(&self, kept: StoredCompletion) -> Result<(), Problem> {
-        Ok(self.db.keep_completion(&kept, i64::from(self.retention_days) * 24 * 3600).await?)
+        Ok(self.db.keep_completion(&kept, self.retention()).await?)
+    }
+
+    fn retention(&self) -> i64 {
+        i64::from(self.retention_days) * 24 * 3600
+    }
+
+    /// Drops what is kept for too long. Called before anything kept is read, so that nobody reads what should be gone,
+    /// and now and then, so that it goes though nobody reads.
+    pub async fn forget_old(&self) -> Result<(), Problem> {
+        Ok(self.db.forget_completions(self.retention()).await?)
+    }
+
+    /// Newest first, after the feedback with id `after`.
+    pub async fn feedback(&self, project: &str, after: Option<&str>, limit: usize) -> Result<Page<Feedback>, Problem> {
+        self.forget_old().await?;
+        Ok(self.db.feedback(project, after, limit).await?)
     }
 
     pub async fn completion(&self, project: &str, id: &str, param: &str) -> Result<StoredCompletion, Problem> {
+        self.forget_old().await?;
         self.db.completion(project, id).await.map_err(|error| match error {
             DbError::NotFound => {
                 let message = format!("no kept completion {id}: its request has to say \"store\": true");
@@ -200,6 +217,7 @@ impl Service {
         format: RowFormat,
     ) -> Result<Exported, Problem> {
         let thresholds = Thresholds::new(selection.min_rating, selection.max_rating)?;
+        self.forget_old().await?;
         let Selection { since, until, model, .. } = selection.clone();
         let filter = FeedbackFilter { since, until, model };
         let said = self.db.feedback_of(&caller.project, &filter, MAX_EXPORTED + 1).await?;

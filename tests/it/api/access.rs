@@ -111,6 +111,11 @@ async fn foreign_ids_answer_like_unknown_ones() {
     let requests = answer(mine.request(Method::POST, "/v1/files").multipart(form)).await.ok();
     let batch = json!({"input_file_id": requests["id"], "endpoint": "/v1/completions", "completion_window": "24h"});
     let batch = mine.post("/v1/batches", &batch).await.ok();
+    let prompts = "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}]}\n";
+    let prompts = mine.upload(prompts).await.ok()["id"].clone();
+    let judge = json!({"type": "grader", "grader": {"type": "json_valid", "name": "j", "input": "a"}});
+    let body = json!({"file": prompts, "model": "tiny", "judge": judge});
+    let preferences = mine.post("/v1/preferences", &body).await.ok();
     let fill = |path: &str, unknown: bool| {
         let id = |known: &str| if unknown { format!("{}x", &known[..known.len() - 1]) } else { known.to_owned() };
         path.replace("{file_id}", &id(&file))
@@ -120,6 +125,7 @@ async fn foreign_ids_answer_like_unknown_ones() {
             .replace("{completion_id}", &id(completion.as_str().unwrap()))
             .replace("{feedback_id}", &id(feedback["id"].as_str().unwrap()))
             .replace("{batch_id}", &id(batch["id"].as_str().unwrap()))
+            .replace("{preferences_id}", &id(preferences["id"].as_str().unwrap()))
             .replace("{upload_id}", &id(upload["id"].as_str().unwrap()))
     };
     let mut tried = 0;

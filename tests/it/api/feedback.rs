@@ -1,5 +1,9 @@
 //! The loop from use to training: answers kept when asked, judged, made a dataset, trained on.
 
+use attune::{
+    db::Db,
+    domain::{Caller, Feedback, StoredCompletion, feedback::Judgement},
+};
 use serde_json::{Value, json};
 
 use crate::support::server::{Answer, BASE, Client, Server};
@@ -74,6 +78,48 @@ async fn answers_are_kept_when_asked_and_only_then() {
     let refused = strict.client().post(CHAT, &chat("Q", json!({}))).await;
     refused.error(400, "unsupported_parameter", Some("store"));
     kept(&strict.client(), "Q", json!({"store": false})).await;
+}
+
+/// Nobody reads what is older than the server keeps answers, whether or not anything new was kept since.
+#[tokio::test]
+async fn old_answers_are_forgotten_unasked() {
+    let server = Server::with(&["--completion-retention", "2"]);
+    let client = server.client();
+    let db = Db::connect(&format!("sqlite:{}", server.data().join("attune.db").display())).await.unwrap();
+    let age = async |id: &str, days: i64| {
+        let kept = StoredCompletion {
+            id: id.to_owned(),
+            project: "default".to_owned(),
+            model: BASE.to_owned(),
+            fingerprint: "g".to_owned(),
+            created_at: chrono::Utc::now().timestamp() - days * 24 * 3600,
+            messages: vec![json!({"role": "user", "content": "Q"})],
+            choices: vec!["A".to_owned()],
+        };
+        db.keep_completion(&kept, 1 << 40).await.unwrap();
+        let caller = Caller { project: "default".to_owned(), key: "key-a".to_owned() };
+        let said = Feedback {
+            id: format!("fb-{id}"),
+            project: "default".to_owned(),
+            completion_id: id.to_owned(),
+            choice: 0,
+            judgement: Judgement::Thumb { up: true },
+            comment: None,
+            created_at: kept.created_at,
+        };
+        db.insert_feedback(&caller, &said, None).await.unwrap();
+    };
+    age("new", 1).await;
+    age("old", 3).await;
+    let listed = client.get(FEEDBACK).await.ok();
+    let ids: Vec<&Value> = listed["data"].as_array().unwrap().iter().map(|said| &said["id"]).collect();
+    assert_eq!(ids, ["fb-new"]);
+    age("old", 3).await;
+    client.get(&format!("{CHAT}/old")).await.error(404, "not_found", Some("id"));
+    age("old", 3).await;
+    assert_eq!(export(&client, json!({"format": "sft"})).await.0.len(), 1);
+    assert!(db.completion("default", "old").await.is_err(), "it is still there");
+    client.get(&format!("{CHAT}/new")).await.ok();
 }
 
 #[tokio::test]

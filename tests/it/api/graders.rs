@@ -142,7 +142,7 @@ async fn a_job_learns_from_a_service_that_is_silent_at_times() {
     let site = Elsewhere::start(|_, asked: Asked| async move {
         let text = asked.body["sample"]["output_text"].as_str().unwrap();
         assert!(asked.body["item"]["topic"].as_str().unwrap().starts_with('t'));
-        let is_silent = asked.path == "/never" || text.len() % 3 == 0;
+        let is_silent = asked.path == "/never" || text.len().is_multiple_of(3);
         match is_silent {
             true => StatusCode::UNPROCESSABLE_ENTITY.into_response(),
             false => Json(json!({"score": text.len()})).into_response(),
@@ -165,8 +165,11 @@ async fn a_job_learns_from_a_service_that_is_silent_at_times() {
         events.iter().map(|(_, event)| event).filter(|event| event["type"] == "metrics").collect();
     let missing: f64 = metrics.iter().map(|event| event["data"]["frac_ungraded"].as_f64().unwrap() * 8.0).sum();
     assert_eq!(site.asked().len(), 24);
-    let silent =
-        site.asked().iter().filter(|one| one.body["sample"]["output_text"].as_str().unwrap().len() % 3 == 0).count();
+    let silent = site
+        .asked()
+        .iter()
+        .filter(|one| one.body["sample"]["output_text"].as_str().unwrap().len().is_multiple_of(3))
+        .count();
     assert!((missing - silent as f64).abs() < 1e-9 && silent > 0, "{missing} {silent}");
     let said = |event: &Value| event["message"].as_str().unwrap().contains("completions have no reward");
     assert!(events.iter().any(|(_, event)| event["level"] == "warn" && said(event)), "{events:?}");

@@ -144,3 +144,19 @@ fn questions_are_rendered_up_to_the_answer() {
     check(&ask("2+2"), &answered, "invalid_message", "the last message must be the user's");
     check(&ask("2+2"), &json!({"messages": [{"role": "user", "content": " "}]}), "empty_content", "message 0");
 }
+
+/// What a judge's file says beside its pairs.
+#[test]
+fn labels_may_be_uncertain() {
+    let row = |probability: Value| {
+        json!({"prompt": "ab", "chosen": "c", "rejected": "de", "probability": probability,
+                                          "judgement": {"judge": "j", "orders": [0.9, 0.5]}})
+    };
+    let Row::Pair(pair) = first(&row(json!(0.7))) else { panic!() };
+    assert_eq!(pair.probability, 0.7);
+    let Row::Pair(pair) = first(&row(Value::Null)) else { panic!() };
+    assert_eq!(pair.probability, 1.0);
+    for wrong in [json!(0.4), json!(1.1), json!("0.7")] {
+        check(&row(json!(1)), &row(wrong), "invalid_probability", "0.5 to 1");
+    }
+}
