@@ -194,7 +194,8 @@ impl Service {
                     Problem { param: Some(format!("feedback.{param}")), ..problem }
                 };
                 let selection: Selection = read(selection.clone()).map_err(within)?;
-                let made = self.export_feedback(caller, &selection, RowFormat::of(objective)).await.map_err(within)?;
+                let format = RowFormat::of(objective)?;
+                let made = self.export_feedback(caller, &selection, format).await.map_err(within)?;
                 Ok(made.file.id)
             }
             (None, Some(_)) => Err(Problem::invalid("feedback", "invalid_type", "feedback is not an object")),

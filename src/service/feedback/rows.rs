@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde_json::{Value, json};
 
 use crate::{
-    domain::{Feedback, ObjectiveSpec, StoredCompletion, feedback::Judgement},
+    domain::{Feedback, ObjectiveSpec, StoredCompletion, dataset::RowKind, feedback::Judgement},
     service::{Problem, fields::in_range},
 };
 
@@ -39,11 +39,17 @@ impl RowFormat {
     }
 
     /// What an objective trains on.
-    pub fn of(objective: &ObjectiveSpec) -> Self {
-        match objective.type_name() {
-            "supervised" => RowFormat::Sft,
-            "kto" => RowFormat::Kto,
-            _ => RowFormat::Preference,
+    pub fn of(objective: &ObjectiveSpec) -> Result<Self, Problem> {
+        match objective.rows() {
+            RowKind::Examples => Ok(RowFormat::Sft),
+            RowKind::Pairs => Ok(RowFormat::Preference),
+            RowKind::Judged => Ok(RowFormat::Kto),
+            RowKind::Prompts => {
+                let name = objective.type_name();
+                let message =
+                    format!("{name} learns from its grader, not from feedback: name a training_file of prompts");
+                Err(Problem::invalid("feedback", "unsupported_parameter", message))
+            }
         }
     }
 }

@@ -228,6 +228,11 @@ async fn a_job_trains_on_feedback_in_one_call() {
         say(&client, json!({"completion_id": id, "correction": format!("{question}!")})).await.ok();
     }
     let mut body = json!({"model": BASE, "feedback": {"model": BASE}, "training": {"max_steps": 2}});
+    let grader = json!({"type": "string_check", "name": "same", "operation": "eq",
+                        "input": "{{sample.output_text}}", "reference": "yes"});
+    let mut graded = body.clone();
+    graded["method"] = json!({"type": "grpo", "grpo": {"grader": grader}});
+    client.post("/v1/fine_tuning/jobs", &graded).await.error(400, "unsupported_parameter", Some("feedback"));
     let job = client.post("/v1/fine_tuning/jobs", &body).await.ok();
     let ended = client.end_of(job["id"].as_str().unwrap()).await;
     assert_eq!(ended["status"], "succeeded", "{ended}");

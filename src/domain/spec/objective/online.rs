@@ -77,6 +77,12 @@ pub enum ScaleRewards {
     None,
 }
 
+fn check_policy(path: &str, draw: Draw, beta: f64, epsilon: f64) -> Result<(), SpecError> {
+    draw.check(path)?;
+    real(path, "beta", beta, (0.0..=100.0).contains(&beta), "0 to 100")?;
+    real(path, "epsilon", epsilon, epsilon > 0.0 && epsilon < 1.0, "above 0, below 1")
+}
+
 /// Group relative policy optimisation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -132,9 +138,7 @@ impl Aim for GrpoSpec {
     }
 
     fn check(&self, path: &str) -> Result<(), SpecError> {
-        self.draw().check(path)?;
-        real(path, "beta", self.beta, (0.0..=100.0).contains(&self.beta), "0 to 100")?;
-        real(path, "epsilon", self.epsilon, self.epsilon > 0.0 && self.epsilon < 1.0, "above 0, below 1")
+        check_policy(path, self.draw(), self.beta, self.epsilon)
     }
 
     fn grader(&self) -> Option<Option<&Grader>> {
@@ -209,9 +213,7 @@ impl Aim for RlooSpec {
     }
 
     fn check(&self, path: &str) -> Result<(), SpecError> {
-        self.draw().check(path)?;
-        real(path, "beta", self.beta, (0.0..=100.0).contains(&self.beta), "0 to 100")?;
-        real(path, "epsilon", self.epsilon, self.epsilon > 0.0 && self.epsilon < 1.0, "above 0, below 1")
+        check_policy(path, self.draw(), self.beta, self.epsilon)
     }
 
     fn grader(&self) -> Option<Option<&Grader>> {
