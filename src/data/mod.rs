@@ -76,6 +76,18 @@ pub struct Sampled {
     pub old: Option<Vec<f64>>,
     /// The same under the reference; empty without one.
     pub reference: Vec<f64>,
+    /// Of each trained token; empty without a value head.
+    pub worth: Vec<Worth>,
+}
+
+/// What a token is worth by a value head.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Worth {
+    pub advantage: f64,
+    /// What came of it: the value head's target.
+    pub returned: f64,
+    /// What the value head expected before it.
+    pub value: f64,
 }
 
 /// Two answers to one prompt.

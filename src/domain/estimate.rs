@@ -42,11 +42,11 @@ pub struct RunEstimate {
     /// Training rows that are used, and those that are left out because they are too long or train nothing.
     pub rows: u64,
     pub left_out_rows: u64,
-    /// In the used rows.
+    /// In the used rows; where the model's own completions are learnt from, with those, each as long as it may be.
     pub tokens: u64,
     pub trained_tokens: u64,
     pub steps: u64,
-    /// Tokens that go through the model in all steps.
+    /// Tokens that go through the model in all steps: to learn from them and, for completions, to draw and weigh them.
     pub total_tokens: u64,
     pub trainable_parameters: u64,
     pub adapter_bytes: u64,

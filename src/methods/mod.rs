@@ -17,6 +17,7 @@ pub mod prompt_tuning;
 mod saved;
 pub mod score;
 pub mod unipelt;
+pub mod value;
 mod variables;
 mod virtual_tokens;
 
@@ -63,6 +64,11 @@ pub trait Trainable: Send + Sync {
 
     /// Every trained tensor under a name of its own, in a fixed order; as in the PEFT file where that has it.
     fn variables(&self) -> Vec<(String, Var)>;
+
+    /// The head that says what can still be expected, `(1, hidden)`, where the objective trains one.
+    fn value_head(&self) -> Option<&Var> {
+        None
+    }
 
     /// A variable's learning rate as a multiple of the run's, which is `peak` before its schedule (LoRA+).
     fn rate(&self, name: &str, peak: f64) -> f64 {

@@ -8,7 +8,7 @@
 use candle_core::Result;
 
 use super::{
-    Found, Models, Objective, Online,
+    Credit, Drawn, Found, Models, Objective, Online,
     online::{Judged, Tokens, clipped, k3, moments, pass, sampled},
 };
 use crate::{
@@ -27,7 +27,7 @@ impl Objective for GrpoSpec {
     }
 
     fn has_reference(&self) -> bool {
-        self.beta > 0.0
+        self.beta > 0.0 || self.max_kl.is_some()
     }
 
     fn online(&self) -> Option<&dyn Online> {
@@ -55,8 +55,18 @@ impl Online for GrpoSpec {
         GrpoSpec::draw(self)
     }
 
-    fn advantages(&self, rewards: &[Vec<f64>], _: &[Vec<f64>]) -> Vec<Vec<f64>> {
-        advantages(self, rewards)
+    fn credit(&self, groups: &[Vec<Drawn>], _: f64) -> Vec<Credit> {
+        let rewards: Vec<Vec<f64>> =
+            groups.iter().map(|group| group.iter().map(|drawn| drawn.reward).collect()).collect();
+        advantages(self, &rewards).concat().into_iter().map(Credit::from).collect()
+    }
+
+    fn max_kl(&self) -> Option<f64> {
+        self.max_kl
+    }
+
+    fn kl_coef(&self) -> f64 {
+        self.beta
     }
 }
 
@@ -89,6 +99,5 @@ pub fn judge(spec: &GrpoSpec, tokens: Tokens) -> Judged {
         (loss, slope)
     };
     let losses: Vec<_> = tokens.policy.iter().zip(tokens.old).enumerate().map(token).collect();
-    let clipped = many as f64 / losses.len().max(1) as f64;
-    Judged { losses, clipped }
+    Judged { clipped: (many, losses.len()), losses }
 }

@@ -10,6 +10,7 @@ pub mod ipo;
 pub mod kto;
 pub mod online;
 pub mod orpo;
+pub mod ppo;
 pub mod preference;
 pub mod reward_model;
 pub mod rloo;
@@ -22,7 +23,7 @@ use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 use candle_core::{Result, Tensor};
 
 use crate::{
-    data::Row,
+    data::{Row, Worth},
     domain::{ObjectiveSpec, spec::Draw},
     methods::Trainable,
     model::{Base, Batch, Hook, Tape},
@@ -95,9 +96,64 @@ pub trait Objective: Send + Sync {
 pub trait Online: Objective {
     fn draw(&self) -> Draw;
 
-    /// What each completion of each group is better by than could be expected. `divergences` are the completions'
-    /// summed `log π − log π_ref`, 0 without a reference.
-    fn advantages(&self, rewards: &[Vec<f64>], divergences: &[Vec<f64>]) -> Vec<Vec<f64>>;
+    /// What each completion is credited with: those of one prompt are a group, and follow each other.
+    fn credit(&self, groups: &[Vec<Drawn>], kl_coef: f64) -> Vec<Credit>;
+
+    /// Whether log-probabilities under the policy that drew are needed apart from an update's.
+    fn reads_policy(&self) -> bool {
+        self.draw().num_iterations > 1 || self.has_reference() || self.value_rate().is_some()
+    }
+
+    /// The divergence from the reference at which the run ends.
+    fn max_kl(&self) -> Option<f64>;
+
+    /// The divergence's weight in the first step.
+    fn kl_coef(&self) -> f64;
+
+    /// Its weight in the step after one of `n` completions at this divergence.
+    fn next_kl_coef(&self, kl_coef: f64, kl: f64, n: usize) -> f64 {
+        let _ = (kl, n);
+        kl_coef
+    }
+
+    /// The learning rate of its value head as a multiple of the run's; none where it trains no value head.
+    fn value_rate(&self) -> Option<f64> {
+        None
+    }
+}
+
+/// A completion with its reward, and what the models say of its tokens before the step's first update.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drawn {
+    pub reward: f64,
+    /// Ended by itself, and not by the limit.
+    pub is_ended: bool,
+    /// `log π` of each token; empty where nothing needs it.
+    pub old: Vec<f64>,
+    /// `log π_ref`; empty without a reference.
+    pub reference: Vec<f64>,
+    /// The value head's; empty without one.
+    pub values: Vec<f64>,
+}
+
+impl Drawn {
+    /// `log π − log π_ref` of each token; nothing without a reference.
+    pub fn log_ratios(&self) -> impl Iterator<Item = f64> + '_ {
+        self.old.iter().zip(&self.reference).map(|(old, reference)| old - reference)
+    }
+}
+
+/// What a completion is better by than could be expected: as a whole, or token by token with a value head.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Credit {
+    pub advantage: f64,
+    pub worth: Vec<Worth>,
+}
+
+impl From<f64> for Credit {
+    fn from(advantage: f64) -> Self {
+        Self { advantage, worth: Vec::new() }
+    }
 }
 
 pub fn of(spec: &ObjectiveSpec) -> &dyn Objective {
@@ -111,6 +167,7 @@ pub fn of(spec: &ObjectiveSpec) -> &dyn Objective {
         ObjectiveSpec::RewardModel(spec) => spec,
         ObjectiveSpec::Grpo(spec) | ObjectiveSpec::Reinforcement(spec) => spec,
         ObjectiveSpec::Rloo(spec) => spec,
+        ObjectiveSpec::Ppo(spec) => spec,
     }
 }
 
@@ -120,9 +177,14 @@ pub struct Figures(BTreeMap<String, (f64, f64)>);
 
 impl Figures {
     pub fn add(&mut self, name: impl Into<String>, value: f64) {
+        self.add_many(name, value, 1);
+    }
+
+    /// Many values at once, by their sum.
+    pub fn add_many(&mut self, name: impl Into<String>, more: f64, by: usize) {
         let (sum, count) = self.0.entry(name.into()).or_default();
-        *sum += value;
-        *count += 1.0;
+        *sum += more;
+        *count += by as f64;
     }
 
     pub fn merge(&mut self, other: Self) {
@@ -131,6 +193,11 @@ impl Figures {
             *sum += more;
             *count += by;
         }
+    }
+
+    /// One mean.
+    pub fn mean(&self, name: &str) -> Option<f64> {
+        self.0.get(name).map(|(sum, count)| sum / count)
     }
 
     /// The means; how far rewards stand apart follows from those of the two sides.

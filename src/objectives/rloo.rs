@@ -6,7 +6,7 @@
 use candle_core::Result;
 
 use super::{
-    Found, Models, Objective, Online,
+    Credit, Drawn, Found, Models, Objective, Online,
     online::{Judged, Tokens, clipped, pass},
 };
 use crate::{
@@ -21,7 +21,7 @@ impl Objective for RlooSpec {
     }
 
     fn has_reference(&self) -> bool {
-        self.beta > 0.0
+        self.beta > 0.0 || self.max_kl.is_some()
     }
 
     fn online(&self) -> Option<&dyn Online> {
@@ -38,19 +38,29 @@ impl Online for RlooSpec {
         RlooSpec::draw(self)
     }
 
-    fn advantages(&self, rewards: &[Vec<f64>], divergences: &[Vec<f64>]) -> Vec<Vec<f64>> {
-        let rewards = rewards.iter().zip(divergences).map(|(rewards, divergences)| {
-            rewards.iter().zip(divergences).map(|(reward, apart)| reward - self.beta * apart).collect()
-        });
-        advantages(&rewards.collect::<Vec<_>>())
+    fn credit(&self, groups: &[Vec<Drawn>], kl_coef: f64) -> Vec<Credit> {
+        let reward = |drawn: &Drawn| drawn.reward - kl_coef * drawn.log_ratios().sum::<f64>();
+        let rewards: Vec<Vec<f64>> = groups.iter().map(|group| group.iter().map(reward).collect()).collect();
+        advantages(&rewards).concat().into_iter().map(Credit::from).collect()
+    }
+
+    fn max_kl(&self) -> Option<f64> {
+        self.max_kl
+    }
+
+    fn kl_coef(&self) -> f64 {
+        self.beta
     }
 }
 
-/// Of each group's completions.
+/// Of each group's completions; one that is alone says nothing.
 pub fn advantages(rewards: &[Vec<f64>]) -> Vec<Vec<f64>> {
-    let group = |rewards: &Vec<f64>| {
-        let (sum, others) = (rewards.iter().sum::<f64>(), (rewards.len() - 1) as f64);
-        rewards.iter().map(|reward| reward - (sum - reward) / others).collect()
+    let group = |rewards: &Vec<f64>| match rewards.len() {
+        0 | 1 => vec![0.0; rewards.len()],
+        n => {
+            let sum: f64 = rewards.iter().sum();
+            rewards.iter().map(|reward| reward - (sum - reward) / (n - 1) as f64).collect()
+        }
     };
     rewards.iter().map(group).collect()
 }
@@ -61,5 +71,5 @@ pub fn judge(spec: &RlooSpec, tokens: Tokens) -> Judged {
     // One loss for the text; every token has its slope.
     let share = loss / tokens.policy.len().max(1) as f64;
     let losses = tokens.policy.iter().map(|_| (share, slope)).collect();
-    Judged { losses, clipped: f64::from(u8::from(is_clipped)) }
+    Judged { losses, clipped: (usize::from(is_clipped), 1) }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor, Var};
 
 use super::{Models, supervised};
 use crate::{
@@ -57,15 +57,54 @@ pub fn score_at(models: &Models, hook: Option<&Arc<dyn Hook>>, texts: &[&Example
     read(models.base, hook, texts, &hidden.affine(1.0 / temperature, 0.0)?)
 }
 
-/// The same as numbers only, token by token.
+/// The same with a value head over the rows that the tokens are drawn from: `v = h w`, `(tokens)`, with gradients.
+/// Values know no temperature.
+pub fn score_with_values(
+    models: &Models,
+    hook: &Arc<dyn Hook>,
+    texts: &[&Example],
+    temperature: f64,
+    head: &Tensor,
+) -> Result<(Scored, Tensor)> {
+    let hidden = models.forward(batch(Some(hook), texts))?;
+    let scored = read(models.base, Some(hook), texts, &hidden.affine(1.0 / temperature, 0.0)?)?;
+    Ok((scored, values(&hidden, texts, head)?))
+}
+
+/// Numbers only, token by token.
+#[derive(Clone, Debug, Default)]
+pub struct Spoken {
+    pub log_probs: Vec<Vec<f64>>,
+    /// Empty without a value head.
+    pub values: Vec<Vec<f64>>,
+}
+
 pub fn score_only_at(
     base: &Base,
     hook: Option<&Arc<dyn Hook>>,
     texts: &[&Example],
     temperature: f64,
-) -> Result<Vec<Vec<f64>>> {
-    let hidden = hidden(base, hook, texts)?.detach().affine(1.0 / temperature, 0.0)?;
-    Ok(read(base, hook, texts, &hidden)?.texts)
+    head: Option<&Var>,
+) -> Result<Spoken> {
+    let hidden = hidden(base, hook, texts)?.detach();
+    let log_probs = read(base, hook, texts, &hidden.affine(1.0 / temperature, 0.0)?)?.texts;
+    let values = match head {
+        Some(head) => split(texts, &values(&hidden, texts, &head.as_detached_tensor())?)?,
+        None => Vec::new(),
+    };
+    Ok(Spoken { log_probs, values })
+}
+
+fn values(hidden: &Tensor, texts: &[&Example], head: &Tensor) -> Result<Tensor> {
+    let targets = supervised::targets(texts.iter().map(|text| text.labels.as_slice()));
+    let rows: Vec<u32> = targets.iter().map(|target| target.row as u32).collect();
+    hidden.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?.matmul(&head.t()?)?.squeeze(1)
+}
+
+/// Numbers of all trained tokens, text by text.
+pub fn split(texts: &[&Example], values: &Tensor) -> Result<Vec<Vec<f64>>> {
+    let mut values = values.to_vec1::<f32>()?.into_iter().map(f64::from);
+    Ok(texts.iter().map(|text| values.by_ref().take(text.trained()).collect()).collect())
 }
 
 fn hidden(base: &Base, hook: Option<&Arc<dyn Hook>>, texts: &[&Example]) -> Result<Tensor> {
@@ -80,9 +119,7 @@ fn batch<'a>(hook: Option<&Arc<dyn Hook>>, texts: &[&'a Example]) -> Batch<'a> {
 fn read(base: &Base, hook: Option<&Arc<dyn Hook>>, texts: &[&Example], hidden: &Tensor) -> Result<Scored> {
     let targets = supervised::targets(texts.iter().map(|text| text.labels.as_slice()));
     let found = base.log_probs(hidden, &targets, hook.map(|hook| hook.as_ref()))?;
-    let mut values = found.values.to_vec1::<f32>()?.into_iter().map(f64::from);
-    let texts = texts.iter().map(|text| values.by_ref().take(text.trained()).collect()).collect();
-    Ok(Scored { texts, correct: found.correct, values: found.values })
+    Ok(Scored { texts: split(texts, &found.values)?, correct: found.correct, values: found.values })
 }
 
 /// `log σ(x)` without overflow.

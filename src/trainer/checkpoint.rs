@@ -88,6 +88,12 @@ pub struct Progress {
     /// The bits of the least validation loss so far (text would round it), and evaluations since then.
     pub best: Option<u64>,
     pub evaluations_since_best: u64,
+    /// The bits of the divergence's weight in the next step, where it may change.
+    #[serde(default)]
+    pub kl_coef: Option<u64>,
+    /// The divergence that ended the run, and the limit that it is above.
+    #[serde(default)]
+    pub too_far: Option<(f64, f64)>,
     pub metrics: Metrics,
 }
 

@@ -1,7 +1,5 @@
 //! A step's completions: drawn from the policy as it is, judged, and made rows of.
 
-use candle_core::Result as TensorResult;
-
 use super::{TrainError, order};
 use crate::{
     data::{Example, Prompt, Row, Sampled},
@@ -10,11 +8,11 @@ use crate::{
         rollout::{Answer, Ask, Policy, Reward, Rollout, Ungraded},
     },
     methods::AdapterFiles,
-    objectives::{Figures, Models, Online, online},
+    objectives::{Drawn, Figures, Models, Online, online, score::Spoken},
 };
 
-/// Log-probabilities of each row's trained tokens.
-type Score<'a> = dyn Fn(&[&Example]) -> TensorResult<Vec<Vec<f64>>> + 'a;
+/// Texts in one forward pass, at least.
+const TOGETHER: usize = 8;
 
 /// Where completions and their worth come from.
 #[derive(Clone, Copy)]
@@ -23,17 +21,21 @@ pub struct World<'a> {
     pub reward: &'a dyn Reward,
 }
 
-/// Where a step stands: completions are a function of it and of the policy.
+/// Where a step stands: what it learns from is a function of it and of the policy.
 pub struct Place {
     pub seed: u64,
     pub step: u64,
+    /// The weight of the divergence from the reference.
+    pub kl_coef: f64,
 }
 
 /// A step's completions.
 pub struct Gathered {
-    /// Each prompt's completions, side by side.
+    /// Each prompt's completions, side by side: those that have a reward.
     pub rows: Vec<Row>,
     pub figures: Figures,
+    /// Their mean divergence from the reference, `Σ log π − log π_ref`; none without one.
+    pub kl: Option<f64>,
     /// What is to be said of completions without a reward.
     pub warning: Option<String>,
 }
@@ -61,37 +63,70 @@ pub fn gather(
     let answer = |(i, completion): (usize, _)| Answer { item: &prompts[i / group].item, completion };
     let answers: Vec<Answer> = completions.iter().enumerate().map(answer).collect();
     let found = world.reward.rewards(&answers).map_err(TrainError::Observer)?;
+    let found: Vec<Result<f64, Ungraded>> = found.into_iter().map(finite).collect();
     let warning = ungraded(&found, draw.max_ungraded)?;
-    let rewards: Vec<Option<f64>> = found.into_iter().map(Result::ok).collect();
-    let texts: Vec<Example> =
-        completions.iter().enumerate().map(|(i, completion)| text(prompts[i / group], completion)).collect();
+    let kept: Vec<(usize, f64)> =
+        found.into_iter().enumerate().filter_map(|(i, reward)| Some((i, reward.ok()?))).collect();
+    let texts: Vec<Example> = kept.iter().map(|(i, _)| text(prompts[i / group], &completions[*i])).collect();
     let texts: Vec<&Example> = texts.iter().collect();
-    let apart = |needed: bool, score: &Score| match needed {
-        true => batched(&texts, group, score).map(Some),
-        false => Ok(None),
-    };
-    let reference = apart(online.has_reference(), &|texts| online::reference(models, texts, draw.temperature))?;
-    let is_kept = draw.num_iterations > 1 || online.has_reference();
-    let old = apart(is_kept, &|texts| online::policy(models, texts, draw.temperature))?;
-    let divergence = |i: usize| match (&old, &reference) {
-        (Some(old), Some(reference)) => old[i].iter().zip(&reference[i]).map(|(old, reference)| old - reference).sum(),
-        _ => 0.0,
-    };
-    let divergences: Vec<f64> = (0..texts.len()).map(divergence).collect();
-    let advantages = advantages(online, &rewards, &divergences, group);
-    let rows = texts.iter().enumerate().map(|(i, text)| {
+    let spoken = speak(online, models, &texts, group)?;
+    let mut groups: Vec<Vec<Drawn>> = vec![Vec::new(); prompts.len()];
+    for (row, (i, reward)) in kept.iter().enumerate() {
+        let of = |table: &Vec<Vec<f64>>| table.get(row).cloned().unwrap_or_default();
+        groups[i / group].push(Drawn {
+            reward: *reward,
+            is_ended: completions[*i].is_ended,
+            old: of(&spoken.policy.log_probs),
+            reference: of(&spoken.reference),
+            values: of(&spoken.policy.values),
+        });
+    }
+    let (kl, mut figures) = figures(&completions, &groups, place.kl_coef);
+    figures.add_many("frac_ungraded", (completions.len() - kept.len()) as f64, completions.len());
+    let credits = online.credit(&groups, place.kl_coef);
+    let rows = texts.into_iter().zip(groups.into_iter().flatten()).zip(credits).map(|((text, drawn), credit)| {
         Row::Sampled(Sampled {
-            example: (*text).clone(),
-            advantage: advantages[i],
+            example: text.clone(),
+            advantage: credit.advantage,
             temperature: draw.temperature,
-            old: old.as_ref().map(|old| old[i].clone()),
-            reference: reference.as_ref().map(|reference| reference[i].clone()).unwrap_or_default(),
+            old: Some(drawn.old).filter(|old| !old.is_empty()),
+            reference: drawn.reference,
+            worth: credit.worth,
         })
     });
-    let graded: Vec<Vec<f64>> = rewards.chunks(group).map(|group| group.iter().flatten().copied().collect()).collect();
-    let mut figures = figures(&completions, &graded);
-    rewards.iter().for_each(|reward| figures.add("frac_ungraded", f64::from(u8::from(reward.is_none()))));
-    Ok(Gathered { rows: rows.collect(), figures, warning })
+    Ok(Gathered { rows: rows.collect(), figures, kl, warning })
+}
+
+/// What the models say of completions before the first update.
+#[derive(Default)]
+struct Words {
+    policy: Spoken,
+    reference: Vec<Vec<f64>>,
+}
+
+/// Some texts at a time, as far as it is needed: a step's completions are many.
+fn speak(online: &dyn Online, models: &Models, texts: &[&Example], size: usize) -> Result<Words, TrainError> {
+    let (draw, mut words) = (online.draw(), Words::default());
+    let has_reference = online.has_reference();
+    for texts in texts.chunks(size.max(TOGETHER)) {
+        if online.reads_policy() {
+            let Spoken { log_probs, values } = online::policy(models, texts, draw.temperature)?;
+            words.policy.log_probs.extend(log_probs);
+            words.policy.values.extend(values);
+        }
+        if has_reference {
+            words.reference.extend(online::reference(models, texts, draw.temperature)?);
+        }
+    }
+    Ok(words)
+}
+
+/// A reward that is no number is none.
+fn finite(reward: Result<f64, Ungraded>) -> Result<f64, Ungraded> {
+    reward.and_then(|reward| match reward.is_finite() {
+        true => Ok(reward),
+        false => Err(Ungraded(format!("the reward is {reward}"))),
+    })
 }
 
 /// What is to be said where rewards are missing; too many of them are an error.
@@ -106,23 +141,6 @@ fn ungraded(found: &[Result<f64, Ungraded>], most: f64) -> Result<Option<String>
     Ok(Some(text))
 }
 
-/// Among the completions of each group that have a reward; those without one, and those that are alone, teach nothing.
-fn advantages(online: &dyn Online, rewards: &[Option<f64>], divergences: &[f64], group: usize) -> Vec<f64> {
-    let graded: Vec<Vec<(f64, f64)>> = (rewards.chunks(group).zip(divergences.chunks(group)))
-        .map(|(rewards, apart)| rewards.iter().zip(apart).filter_map(|(r, d)| r.map(|r| (r, *d))).collect())
-        .filter(|group: &Vec<_>| group.len() > 1)
-        .collect();
-    let part =
-        |of: fn(&(f64, f64)) -> f64| graded.iter().map(|group| group.iter().map(of).collect()).collect::<Vec<_>>();
-    let mut found = online.advantages(&part(|(r, _)| *r), &part(|(_, d)| *d)).into_iter().flatten();
-    let of_group = |rewards: &[Option<f64>]| {
-        let is_alone = rewards.iter().flatten().count() < 2;
-        let of = |reward: &Option<f64>| reward.filter(|_| !is_alone).and_then(|_| found.next()).unwrap_or(0.0);
-        rewards.iter().map(of).collect::<Vec<f64>>()
-    };
-    rewards.chunks(group).flat_map(of_group).collect()
-}
-
 /// A prompt and its completion, which alone is trained on.
 fn text(prompt: &Prompt, completion: &Completion) -> Example {
     let labels = prompt.text.ids.iter().map(|_| None).chain(completion.ids.iter().copied().map(Some));
@@ -130,23 +148,27 @@ fn text(prompt: &Prompt, completion: &Completion) -> Example {
     Example { line: prompt.text.line, ids: ids.collect(), labels: labels.collect() }
 }
 
-/// Some texts at a time: a step's completions are many.
-fn batched(texts: &[&Example], size: usize, score: &Score) -> Result<Vec<Vec<f64>>, TrainError> {
-    let parts = texts.chunks(size).map(score).collect::<TensorResult<Vec<_>>>()?;
-    Ok(parts.concat())
-}
-
-fn figures(completions: &[Completion], rewards: &[Vec<f64>]) -> Figures {
+/// The mean divergence, and what is told of a step.
+fn figures(completions: &[Completion], groups: &[Vec<Drawn>], kl_coef: f64) -> (Option<f64>, Figures) {
     let mut figures = Figures::default();
     for completion in completions {
         figures.add("completions/mean_length", completion.ids.len() as f64);
         figures.add("completions/clipped_ratio", f64::from(u8::from(!completion.is_ended)));
     }
-    for group in rewards.iter().filter(|group| !group.is_empty()) {
-        group.iter().for_each(|reward| figures.add("reward", *reward));
-        let (_, deviation) = online::moments(group);
+    for drawn in groups.iter().flatten() {
+        figures.add("reward", drawn.reward);
+        if !drawn.reference.is_empty() {
+            let apart: f64 = drawn.log_ratios().sum();
+            figures.add("objective/kl", apart);
+            figures.add("objective/rlhf_reward", drawn.reward - kl_coef * apart);
+            figures.add("objective/kl_coef", kl_coef);
+        }
+    }
+    for group in groups.iter().filter(|group| group.len() > 1) {
+        let rewards: Vec<f64> = group.iter().map(|drawn| drawn.reward).collect();
+        let (_, deviation) = online::moments(&rewards);
         figures.add("reward_std", deviation);
         figures.add("frac_reward_zero_std", f64::from(u8::from(deviation == 0.0)));
     }
-    figures
+    (figures.mean("objective/kl"), figures)
 }

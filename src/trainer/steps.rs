@@ -22,7 +22,7 @@ use crate::{
     domain::{Control, Metrics, Observer, TrainSpec, Training, spec::Precision},
     methods::{self, Start, Stepped, Trainable},
     model::{Base, Compute, Hook, Keep, Tape},
-    objectives::{self, Figures, Models, Objective},
+    objectives::{self, Figures, Models, Objective, Online},
 };
 
 const NO_WRITER: &str = "the adapter gives scores; only reward_model can train it on";
@@ -116,15 +116,25 @@ impl<'a> Loop<'a> {
             }
         }
         if self.progress.step < self.plan.total_steps {
-            let text = format!("stopped early at step {}: the validation loss no longer falls", self.progress.step);
+            let text = format!("stopped early at step {}: {}", self.progress.step, self.why_early());
             observer.message("info", &text).map_err(TrainError::Observer)?;
         }
         Ok(Outcome::Finished { adapter: self.live.read().method.export()?, metrics: Box::new(self.progress.metrics) })
     }
 
+    fn why_early(&self) -> String {
+        match self.progress.too_far {
+            None => "the validation loss no longer falls".to_owned(),
+            Some((kl, most)) => {
+                format!("its completions' divergence from the reference, {kl:.3}, is above max_kl, {most}")
+            }
+        }
+    }
+
     fn is_done(&self) -> bool {
         let patience = self.spec.training.early_stopping.as_ref().map(|early| early.patience);
         self.progress.step >= self.plan.total_steps
+            || self.progress.too_far.is_some()
             || patience.is_some_and(|patience| self.progress.evaluations_since_best >= patience)
     }
 
@@ -149,18 +159,21 @@ impl<'a> Loop<'a> {
         let order = order::epoch(self.spec.seed, epoch, self.rows.train.len());
         let chosen: Vec<&Row> = order[places.clone()].iter().map(|row| self.rows.train[*row]).collect();
         let drawn = self.draw(index, &chosen)?;
-        if let Some(warning) = drawn.as_ref().and_then(|drawn| drawn.warning.as_ref()) {
-            observer.message("warn", &format!("step {}: {warning}", index + 1)).map_err(TrainError::Observer)?;
-        }
         let mut figures = Figures::default();
         let rows: Vec<&Row> = match &drawn {
-            Some(drawn) => drawn.rows.iter().collect(),
+            Some(drawn) => {
+                figures.merge(drawn.figures.clone());
+                self.look(drawn, observer)?;
+                drawn.rows.iter().collect()
+            }
             None => chosen,
         };
         let rate = learning_rate(&self.spec.training, index, self.plan.total_steps);
         // Most objectives update once; the figures are those before the first.
         let mut before = None;
-        for again in 0..self.updates() {
+        // What went too far goes no further.
+        let updates = if self.progress.too_far.is_some() { 0 } else { self.updates() };
+        for again in 0..updates {
             let mut passes = self.passes(index, &rows)?;
             let norm = passes.gradient.norm();
             if !norm.is_finite() {
@@ -181,12 +194,14 @@ impl<'a> Loop<'a> {
                 live.step += u64::from(is_last);
                 Ok::<_, TrainError>(())
             })?;
+            // 1 to rounding: the policy is still the one that drew.
+            if let Some(ratio) = passes.figures.mean("ratio").filter(|_| again == 0) {
+                figures.add("ratio/first", ratio);
+            }
             figures.merge(passes.figures);
             before.get_or_insert((passes.loss, passes.hits, norm));
         }
-        let (loss, hits, norm) = before.unwrap_or_default();
         let (trained, tokens) = (sum(&rows, Row::trained), sum(&rows, Row::tokens));
-        figures.merge(drawn.map(|drawn| drawn.figures).unwrap_or_default());
 
         self.progress.step += 1;
         self.progress.epoch = epoch;
@@ -195,10 +210,10 @@ impl<'a> Loop<'a> {
         let mut metrics = Metrics {
             step: self.progress.step,
             total_steps: self.plan.total_steps,
-            train_loss: Some(loss),
-            train_mean_token_accuracy: hits.map(|(hits, of)| hits as f64 / of as f64),
+            train_loss: before.map(|(loss, ..)| loss),
+            train_mean_token_accuracy: before.and_then(|(_, hits, _)| hits).map(|(hits, of)| hits as f64 / of as f64),
             learning_rate: Some(rate),
-            grad_norm: Some(norm),
+            grad_norm: before.map(|(.., norm)| norm),
             tokens_per_second: Some(tokens as f64 / begun.elapsed().as_secs_f64()),
             trained_tokens: Some(self.progress.trained_tokens),
             epoch: Some(epoch as f64 + places.end as f64 / self.rows.train.len() as f64),
@@ -217,6 +232,23 @@ impl<'a> Loop<'a> {
         self.objective.online().map_or(1, |online| online.draw().num_iterations)
     }
 
+    /// Says what has no reward; takes note of how far the policy went, and of the next step's weight of it.
+    fn look(&mut self, drawn: &Gathered, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        if let Some(warning) = &drawn.warning {
+            let text = format!("step {}: {warning}", self.progress.step + 1);
+            observer.message("warn", &text).map_err(TrainError::Observer)?;
+        }
+        let (Some(online), Some(kl)) = (self.objective.online(), drawn.kl) else { return Ok(()) };
+        self.progress.too_far = online.max_kl().filter(|most| kl > *most).map(|most| (kl, most));
+        self.progress.kl_coef = Some(online.next_kl_coef(self.kl_coef(online), kl, drawn.rows.len()).to_bits());
+        Ok(())
+    }
+
+    /// The weight of the divergence in the next step.
+    fn kl_coef(&self, online: &dyn Online) -> f64 {
+        self.progress.kl_coef.map_or_else(|| online.kl_coef(), f64::from_bits)
+    }
+
     /// The completions that a step is over, for objectives that learn from them.
     fn draw(&self, index: u64, rows: &[&Row]) -> Result<Option<Gathered>, TrainError> {
         let Some(online) = self.objective.online() else { return Ok(None) };
@@ -230,7 +262,7 @@ impl<'a> Loop<'a> {
                 _ => None,
             })
             .collect();
-        let place = Place { seed: self.spec.seed, step: index };
+        let place = Place { seed: self.spec.seed, step: index, kl_coef: self.kl_coef(online) };
         let tape = RefCell::new(Tape::new(self.keep));
         let live = self.live.read();
         let policy = live.method.export()?;
@@ -324,7 +356,7 @@ impl<'a> Loop<'a> {
     }
 }
 
-/// The run's adapter at its start, with a score head where the objective trains one.
+/// The run's adapter at its start, with the head that the objective trains, if it trains one.
 pub fn method(run: &Run, plan: &Plan) -> Result<Box<dyn Trainable>, TrainError> {
     let method = match run.start {
         Some(files) => methods::resume(files, &run.base)?,
@@ -334,6 +366,10 @@ pub fn method(run: &Run, plan: &Plan) -> Result<Box<dyn Trainable>, TrainError> 
             let start = Start { base: &run.base, seed, total_steps, tokenize: &|text| (run.tokenize)(text) };
             methods::create(&run.spec.adapter, &start)?
         }
+    };
+    let method = match objectives::of(&run.spec.objective).online().and_then(|online| online.value_rate()) {
+        Some(rate) => methods::value::over(method, &run.base, rate)?,
+        None => method,
     };
     let is_scored = run.start.map_or(Ok(false), methods::score::is_scored)?;
     match (objectives::of(&run.spec.objective).has_score(), is_scored) {

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     counting,
+    stage::{Stage, prompts},
     tiny::Tiny,
     training::{From, finish, rows, spec},
 };
@@ -159,4 +160,31 @@ fn counts_are_exact() {
     let seen: Vec<f64> = recorder.metrics.iter().filter_map(|m| m.trained_tokens).map(|n| n as f64).collect();
     assert_eq!(estimate.total_tokens as f64, seen[4] + 2.0 * (3.0 + 3.0 + 2.0));
     assert!(trainer::speed(&run(&base, &spec, &all)).unwrap() > 0.0);
+}
+
+/// What will be drawn counts, each completion as long as it may be.
+#[test]
+fn completions_are_counted() {
+    let (stage, rows) = (Stage::new(), prompts(6));
+    let of = |name: &str, knobs: Value| {
+        let task = stage.task(name, knobs, json!({"n_epochs": 2, "batch_size": 2, "max_seq_len": 64}));
+        trainer::estimate(&run(&stage.base, &task, &rows)).unwrap()
+    };
+    let of_prompts: u64 = rows.iter().map(|row| row.tokens() as u64).sum();
+    let grpo = of("grpo", json!({"num_generations": 4, "max_completion_length": 20}));
+    assert_eq!((grpo.rows, grpo.steps), (6, 6));
+    assert_eq!((grpo.tokens, grpo.trained_tokens), (4 * (of_prompts + 6 * 20), 4 * 6 * 20));
+    // In each of two epochs drawn, and learnt from.
+    assert_eq!(grpo.total_tokens, 2 * 2 * grpo.tokens);
+    // Drawn, read under both models, learnt from three times.
+    let ppo = of("ppo", json!({"max_completion_length": 20, "num_ppo_epochs": 3}));
+    assert_eq!((ppo.tokens, ppo.total_tokens), (of_prompts + 6 * 20, 2 * 6 * (of_prompts + 6 * 20)));
+    assert_eq!(ppo.trainable_parameters, grpo.trainable_parameters + stage.base.info.hidden as u64, "the value head");
+    assert!(grpo.memory.activations > 3 * ppo.memory.activations, "{:?} {:?}", grpo.memory, ppo.memory);
+    let longer = of("grpo", json!({"num_generations": 4, "max_completion_length": 40}));
+    assert!(longer.memory.activations > grpo.memory.activations);
+    let params: Vec<&str> = grpo.memory.savings.iter().map(|saving| saving.param.as_str()).collect();
+    assert!(params.contains(&"method.grpo.hyperparameters.batch_size"), "{params:?}");
+    // Half the length has no room for what is drawn.
+    assert!(!longer.memory.savings.iter().any(|saving| saving.param == "training.max_seq_len"), "{longer:?}");
 }

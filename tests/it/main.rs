@@ -25,6 +25,7 @@ mod openapi;
 mod outbound;
 mod peft;
 mod pissa;
+mod ppo;
 mod preference;
 mod quantised;
 mod reinforcement;

@@ -1,40 +1,34 @@
 //! Learning from the model's own completions: advantages and slopes, graders, and runs whose completions come from
 //! the engine.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{cell::RefCell, collections::BTreeMap, fs, path::PathBuf};
 
 use attune::{
-    data::{Example, Prompt, Row},
+    data::{Example, Row, Sampled},
     domain::{
-        ObjectiveSpec, Snapshot, TrainSpec,
-        rollout::{Answer, Ask, Policy, Reward, Rollout, Ungraded},
+        ObjectiveSpec, TrainSpec,
+        rollout::{Ask, Policy, Rollout},
         spec::{Grader, GrpoSpec, RlooSpec},
     },
-    inference::{Bases, EngineSettings, Handle, Resident},
-    jobs::EngineRollout,
-    methods::AdapterFiles,
-    model::Base,
+    methods::{self, AdapterFiles},
+    model::{Base, Keep, Tape},
     objectives::{
+        self, Models,
         grade::{self, Scene, grade},
         grpo,
         online::{Judged, Tokens},
         rloo,
     },
-    storage::{S3Settings, open},
-    text::Text,
-    trainer::{Outcome, TrainError, World},
+    trainer::TrainError,
 };
+use candle_core::{Device, Tensor, safetensors};
 use serde_json::{Value, json};
 
 use crate::support::{
-    tiny::{Random, Tiny},
-    training::{From, Place, Recorder, create, run, run_in, spec},
+    stage::{Stage, figures, objective, prompts},
+    tiny::Random,
+    training::{From, Recorder, create, run},
 };
-
-fn objective(name: &str, knobs: Value) -> ObjectiveSpec {
-    let grader = json!({"type": "json_valid", "name": "json", "input": "{{sample.output_text}}"});
-    ObjectiveSpec::from_json(&json!({"type": name, name: {"grader": grader, "hyperparameters": knobs}})).unwrap()
-}
 
 fn grpo_spec(knobs: Value) -> GrpoSpec {
     match objective("grpo", knobs) {
@@ -55,11 +49,18 @@ fn close(found: &[Vec<f64>], expected: &[Vec<f64>]) {
     assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-9), "{found:?} {expected:?}");
 }
 
+fn fixture(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/preference").join(path)
+}
+
+fn read(path: &str) -> Value {
+    serde_json::from_slice(&fs::read(fixture(path)).unwrap()).unwrap()
+}
+
 /// Numbers of `tests/fixtures/preference/make.py`: torch's mean and std.
 #[test]
 fn advantages_are_torchs() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/preference/advantages.json");
-    let stored: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let stored = read("advantages.json");
     let table = |name: &str| -> Vec<Vec<f64>> { serde_json::from_value(stored[name].clone()).unwrap() };
     let rewards = table("rewards");
     for scale in ["group", "batch", "none"] {
@@ -78,7 +79,7 @@ fn slopes_are_the_derivatives() {
         let (policy, old, reference) = (numbers(4), numbers(4), numbers(4));
         let advantage = if round % 2 == 0 { 1.3 } else { -0.7 };
         let total = |judge: &dyn Fn(Tokens) -> Judged, policy: &[f64]| -> f64 {
-            let tokens = Tokens { policy, old: &old, reference: &reference, advantage };
+            let tokens = Tokens { policy, old: &old, reference: &reference, advantage, worth: &[] };
             judge(tokens).losses.iter().map(|(loss, _)| loss).sum()
         };
         let grpo = grpo_spec(json!({"beta": 0.4, "epsilon": 0.3}));
@@ -86,7 +87,8 @@ fn slopes_are_the_derivatives() {
         let judges: [&dyn Fn(Tokens) -> Judged; 2] =
             [&|tokens| grpo::judge(&grpo, tokens), &|tokens| rloo::judge(&rloo, tokens)];
         for judge in judges {
-            let slopes = judge(Tokens { policy: &policy, old: &old, reference: &reference, advantage }).losses;
+            let slopes =
+                judge(Tokens { policy: &policy, old: &old, reference: &reference, advantage, worth: &[] }).losses;
             for i in 0..4 {
                 let moved = |by: f64| {
                     let mut policy = policy.clone();
@@ -104,16 +106,91 @@ fn slopes_are_the_derivatives() {
 fn clipping_ends_a_gradient_on_the_far_side_only() {
     let spec = grpo_spec(json!({"epsilon": 0.2}));
     let judge = |log_ratio: f64, advantage: f64| {
-        let tokens = Tokens { policy: &[log_ratio], old: &[0.0], reference: &[], advantage };
+        let tokens = Tokens { policy: &[log_ratio], old: &[0.0], reference: &[], advantage, worth: &[] };
         let found = grpo::judge(&spec, tokens);
         (found.losses[0], found.clipped)
     };
     // A good token that became much likelier is left alone; one that became rarer is drawn back. Bad ones the other way.
-    assert_eq!(judge(1.0, 2.0), ((-2.4, 0.0), 1.0));
+    assert_eq!(judge(1.0, 2.0), ((-2.4, 0.0), (1, 1)));
     assert_eq!(judge(-1.0, 2.0).0.1, -2.0 * (-1f64).exp());
-    assert_eq!(judge(-1.0, -2.0), ((1.6, 0.0), 1.0));
+    assert_eq!(judge(-1.0, -2.0), ((1.6, 0.0), (1, 1)));
     assert_eq!(judge(1.0, -2.0).0.1, 2.0 * 1f64.exp());
-    assert_eq!(judge(0.0, 0.5), ((-0.5, -0.5), 0.0));
+    assert_eq!(judge(0.0, 0.5), ((-0.5, -0.5), (0, 1)));
+}
+
+/// Completions with the log-probabilities that they were drawn by.
+fn stored_completions() -> Vec<Row> {
+    let rows = read("rows.json");
+    let row = |row: &Value| {
+        let ids = |name: &str| -> Vec<u32> { serde_json::from_value(row[name].clone()).unwrap() };
+        let log_probs = |name: &str| -> Vec<f64> { serde_json::from_value(row[name].clone()).unwrap() };
+        let (prompt, answer) = (ids("prompt"), ids("completion"));
+        let labels = prompt.iter().map(|_| None).chain(answer.iter().copied().map(Some)).collect();
+        Row::Sampled(Sampled {
+            example: Example { line: 1, ids: [prompt, answer].concat(), labels },
+            advantage: row["advantage"].as_f64().unwrap(),
+            temperature: rows["temperature"].as_f64().unwrap(),
+            old: Some(log_probs("old")),
+            reference: log_probs("reference"),
+            worth: Vec::new(),
+        })
+    };
+    rows["sampled"].as_array().unwrap().iter().map(row).collect()
+}
+
+/// TRL's trainers on the same adapter and completions, at a temperature, with ratios that are clipped: loss, figures
+/// and every gradient.
+#[test]
+fn first_losses_and_gradients_are_trls() {
+    let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden/base");
+    let (base, cases) = (Base::open("golden", &golden).unwrap(), read("cases.json"));
+    let of = |loss: &str, beta: f64| json!({"loss_type": loss, "beta": beta, "max_completion_length": 9});
+    for (case, name, knobs) in [
+        ("dapo", "grpo", of("dapo", 0.3)),
+        ("grpo", "grpo", of("grpo", 0.3)),
+        ("bnpo", "grpo", of("bnpo", 0.3)),
+        ("dr_grpo", "grpo", of("dr_grpo", 0.3)),
+        ("first", "grpo", of("dapo", 0.0)),
+        ("rloo", "rloo", json!({})),
+    ] {
+        let case = format!("online_{case}");
+        let file = |name: &str| fs::read(fixture("adapter").join(name)).unwrap();
+        let files = AdapterFiles { config: file("adapter_config.json"), weights: file("adapter_model.safetensors") };
+        let (spec, method) = (objective(name, knobs), methods::resume(&files, &base).unwrap());
+        let (objective, tape) = (objectives::of(&spec), RefCell::new(Tape::new(Keep::Everything)));
+        let method = method.as_ref();
+        let models = Models { base: &base, method, reference: None, train: Some(1), tape: &tape, limit: 64 };
+        let mut rows = stored_completions();
+        for row in &mut rows {
+            let Row::Sampled(sampled) = row else { panic!() };
+            if case == "online_first" {
+                sampled.old = None;
+            }
+            if case == "online_first" || name == "rloo" {
+                sampled.reference.clear();
+            }
+        }
+        let rows: Vec<&Row> = rows.iter().collect();
+        let (found, counts) = (objective.pass(&models, &rows).unwrap(), objective.counts(&rows));
+        let (loss, expected) = (found.terms[0].value / counts[0], cases[&case]["loss"].as_f64().unwrap());
+        assert!((loss - expected).abs() < 1e-5 * expected.abs().max(0.1), "{case}: {loss} {expected}");
+        let (means, theirs) = (found.figures.means(), &cases[&case]["figures"]);
+        let expected = theirs["clip_ratio/region_mean"].as_f64().unwrap();
+        assert!((means["clip_ratio"] - expected).abs() < 1e-5, "{case}: {} {expected}", means["clip_ratio"]);
+        assert!(case == "online_first" || means["clip_ratio"] > 0.0, "{case}");
+
+        let gradients = found.terms[0].gradient.affine(1.0 / counts[0], 0.0).unwrap().backward().unwrap();
+        let expected = safetensors::load(fixture(&format!("{case}.safetensors")), &Device::Cpu).unwrap();
+        assert_eq!(expected.len(), method.variables().len(), "{case}");
+        for (name, variable) in method.variables() {
+            let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let (found, expected) = (values(gradients.get(variable.as_tensor()).unwrap()), values(&expected[&name]));
+            let largest = expected.iter().fold(0f32, |most, x| most.max(x.abs()));
+            assert!(largest > 0.0, "{case} {name} has no gradient");
+            let is_near = found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4 * largest);
+            assert!(is_near, "{case} {name}: {found:?} {expected:?}");
+        }
+    }
 }
 
 fn grader(value: Value) -> Grader {
@@ -211,134 +288,6 @@ fn what_a_request_may_ask_is_checked_by_field() {
     }
     let unknown = refusal(with("grpo", &json!({"type": "score_model", "name": "s"}), json!({})));
     assert!(unknown.0.starts_with("method.grpo.grader"), "{unknown:?}");
-}
-
-/// An engine on a tiny base, and what draws from it.
-struct Stage {
-    base: Arc<Base>,
-    rollout: EngineRollout,
-    _runtime: tokio::runtime::Runtime,
-    _dir: tempfile::TempDir,
-}
-
-impl Stage {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        Tiny::default().write(dir.path());
-        let base = Base::open("tiny", dir.path()).unwrap();
-        let resident = Resident { base: base.clone(), text: Arc::new(Text::open(dir.path()).unwrap()) };
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let blobs = format!("file:{}", dir.path().join("blobs").display());
-        let store = runtime.block_on(open(&blobs, &S3Settings::default())).unwrap();
-        let bases = Bases::new([resident.clone()]);
-        let engine = Handle::start(bases, store, runtime.handle().clone(), EngineSettings::default()).unwrap();
-        let rollout = EngineRollout { engine, resident, project: "test".into() };
-        Self { base, rollout, _runtime: runtime, _dir: dir }
-    }
-
-    fn task(&self, name: &str, knobs: Value, training: Value) -> TrainSpec {
-        let adapter = json!({"type": "lora", "r": 3, "alpha": 7, "dropout": 0.3});
-        TrainSpec { objective: objective(name, knobs), ..spec(&self.base, adapter, training) }
-    }
-
-    /// A run to its end, judged by `LikesEven`.
-    fn finish(&self, task: &TrainSpec, rows: &[Row], resume: Option<&Snapshot>) -> (AdapterFiles, Recorder) {
-        let world = World { rollout: &self.rollout, reward: &LikesEven };
-        let mut recorder = Recorder::default();
-        match run_in(
-            Place { world: Some(world), turns: None },
-            &self.base,
-            task,
-            rows,
-            From { resume, ..From::default() },
-            &mut recorder,
-        )
-        .unwrap()
-        {
-            Outcome::Finished { adapter, .. } => (adapter, recorder),
-            other => panic!("the run ended as {other:?}"),
-        }
-    }
-}
-
-/// Likes even token ids.
-struct LikesEven;
-
-impl Reward for LikesEven {
-    fn rewards(&self, answers: &[Answer]) -> anyhow::Result<Vec<Result<f64, Ungraded>>> {
-        let even = |answer: &Answer| {
-            let ids = &answer.completion.ids;
-            ids.iter().filter(|id| *id % 2 == 0).count() as f64 / ids.len() as f64
-        };
-        Ok(answers.iter().map(|answer| Ok(even(answer))).collect())
-    }
-}
-
-/// The same, but silent on answers that begin with a multiple of this.
-struct Silent {
-    every: u32,
-}
-
-impl Reward for Silent {
-    fn rewards(&self, answers: &[Answer]) -> anyhow::Result<Vec<Result<f64, Ungraded>>> {
-        let all = LikesEven.rewards(answers)?;
-        let is_silent = |answer: &Answer| answer.completion.ids[0].is_multiple_of(self.every);
-        let one = |(answer, reward)| if is_silent(answer) { Err(Ungraded("no word".into())) } else { reward };
-        Ok(answers.iter().zip(all).map(one).collect())
-    }
-}
-
-/// Completions without a reward are left out of their group and counted; too many of them fail the run.
-#[test]
-fn missing_rewards_are_left_out_up_to_a_share() {
-    let stage = Stage::new();
-    let training = json!({"n_epochs": 3, "batch_size": 2, "learning_rate": 1e-2, "max_seq_len": 64});
-    let ran = |every: u32, knobs: Value| {
-        let mut all = json!({"num_generations": 4, "max_completion_length": 4});
-        all.as_object_mut().unwrap().extend(knobs.as_object().unwrap().clone());
-        let task = stage.task("grpo", all, training.clone());
-        let world = World { rollout: &stage.rollout, reward: &Silent { every } };
-        let mut recorder = Recorder::default();
-        let ended = run_in(
-            Place { world: Some(world), turns: None },
-            &stage.base,
-            &task,
-            &prompts(4),
-            From::default(),
-            &mut recorder,
-        );
-        (ended, recorder)
-    };
-    let (ended, recorder) = ran(3, json!({"max_ungraded": 1.0}));
-    assert!(matches!(ended.unwrap(), Outcome::Finished { .. }));
-    let shares = figures(&recorder, "frac_ungraded");
-    assert!(shares.iter().any(|share| *share > 0.0 && *share < 1.0), "{shares:?}");
-    let warned = recorder.messages.iter().filter(|text| text.contains("completions have no reward: no word")).count();
-    assert_eq!(warned, shares.iter().filter(|share| **share > 0.0).count());
-    // A group of which nobody says anything teaches nothing, and harms nothing.
-    let (ended, recorder) = ran(1, json!({"max_ungraded": 1.0}));
-    assert!(matches!(ended.unwrap(), Outcome::Finished { .. }));
-    assert!(recorder.metrics.iter().all(|metrics| metrics.grad_norm == Some(0.0)));
-    let (ended, _) = ran(1, json!({}));
-    match ended {
-        Err(TrainError::Ungraded(text)) => {
-            assert_eq!(text, "8 of 8 completions have no reward: no word. max_ungraded is 0.5")
-        }
-        other => panic!("{:?}", other.map(|_| ())),
-    }
-}
-
-fn prompts(n: usize) -> Vec<Row> {
-    let prompt = |i: usize| {
-        let ids: Vec<u32> = (0..4 + i % 3).map(|j| (40 + 7 * i + j) as u32).collect();
-        let text = Example { line: i as u64 + 1, labels: vec![None; ids.len()], ids };
-        Row::Prompt(Prompt { text, item: json!({"n": i}) })
-    };
-    (0..n).map(prompt).collect()
-}
-
-fn figures(recorder: &Recorder, name: &str) -> Vec<f64> {
-    recorder.metrics.iter().map(|metrics| metrics.figures[name]).collect()
 }
 
 /// The reward rises, and in the first update of each step the policy is the one that drew.

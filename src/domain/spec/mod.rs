@@ -36,7 +36,7 @@ pub use ia3::{Ia3Spec, Ia3Target};
 pub use lora::{LoraInit, LoraInitName, LoraSpec, LoraTarget};
 pub use moe_lora::{MoeLoraSpec, MoeVariant, is_feed_forward};
 pub use objective::{
-    DpoLoss, DpoSpec, Draw, GrpoLoss, GrpoSpec, IpoSpec, KtoSpec, ObjectiveCard, ObjectiveSpec, OrpoSpec,
+    DpoLoss, DpoSpec, Draw, GrpoLoss, GrpoSpec, IpoSpec, KtoSpec, ObjectiveCard, ObjectiveSpec, OrpoSpec, PpoSpec,
     RewardModelSpec, RlooSpec, ScaleRewards, SimpoSpec, SupervisedSpec,
 };
 pub use p_tuning::{PTuningSpec, Reparameterization};

@@ -26,7 +26,7 @@ pub struct Hyperparameters {
 const SHARED: [&str; 3] = ["n_epochs", "batch_size", "learning_rate_multiplier"];
 
 /// Objectives with a grader beside their hyperparameters.
-const ONLINE: [&str; 3] = ["grpo", "rloo", "reinforcement"];
+const ONLINE: [&str; 4] = ["grpo", "rloo", "ppo", "reinforcement"];
 
 impl Hyperparameters {
     /// Reads an object at `path`; a field may be `"auto"`.

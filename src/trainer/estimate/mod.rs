@@ -9,6 +9,7 @@ use super::{Run, TrainError, on_a_large_stack, order, plan::Plan, rows::Rows, st
 use crate::{
     data::Row,
     domain::{Control, MemoryEstimate, Metrics, Observer, RunEstimate, Saving, Snapshot, Training, spec::Optimizer},
+    objectives,
 };
 use memory::memory;
 use probe::Probe;
@@ -39,16 +40,19 @@ fn measure(run: &Run) -> Result<RunEstimate, TrainError> {
     let base = run.base.computing(steps::compute(run));
     let probe = Probe::measure(&base, method.as_ref())?;
     let sizes: Vec<usize> = method.variables().iter().map(|(_, variable)| variable.elem_count()).collect();
+    let drawn = Drawn::of(run);
     let of = |training: &Training| {
         let limit = training.max_seq_len as usize;
         let fitting = |rows: &[&Row]| -> Vec<Vec<usize>> {
-            let fitting = rows.iter().filter(|row| row.longest() <= limit);
-            fitting.map(|row| row.examples().map(|text| text.ids.len()).collect()).collect()
+            let lengths = rows.iter().map(|row| drawn.lengths(row));
+            lengths.filter(|lengths| lengths.iter().all(|length| *length <= limit)).collect()
         };
         memory(training, run.spec.seed, &base.info, &probe, &sizes, [&fitting(&rows.train), &fitting(&rows.valid)])
     };
     let now = of(&run.spec.training);
-    let others = alternatives(&run.spec.training).into_iter();
+    let others = alternatives(&run.spec.training, &run.spec.objective.path()).into_iter();
+    // What the objective would refuse saves nothing.
+    let others = others.filter(|(.., training)| run.spec.objective.check(training).is_ok());
     let others = others.map(|(param, value, training)| Saving { param, value, peak: of(&training).peak });
     let mut savings: Vec<Saving> = others.filter(|saving| saving.peak < now.peak).collect();
     savings.sort_by_key(|saving| saving.peak);
@@ -56,19 +60,55 @@ fn measure(run: &Run) -> Result<RunEstimate, TrainError> {
     Ok(RunEstimate {
         rows: rows.train.len() as u64,
         left_out_rows: (run.train.len() - rows.train.len() - rows.held_out) as u64,
-        tokens: rows.train.iter().map(|row| row.tokens() as u64).sum(),
-        trained_tokens: rows.train.iter().map(|row| row.trained() as u64).sum(),
+        tokens: rows.train.iter().map(|row| drawn.tokens(row)).sum(),
+        trained_tokens: rows.train.iter().map(|row| drawn.trained(row)).sum(),
         steps: plan.total_steps,
-        total_tokens: total_tokens(&plan, run.spec.seed, &rows),
+        total_tokens: total_tokens(&plan, run.spec.seed, &rows, &drawn),
         trainable_parameters: sizes.iter().sum::<usize>() as u64,
         adapter_bytes: (files.config.len() + files.weights.len()) as u64,
         memory: MemoryEstimate { savings, ..now },
     })
 }
 
+/// What a step draws, for objectives that learn from the model's own completions: as if each were as long as it may be.
+struct Drawn {
+    /// Completions of each prompt, and the tokens of each; none where rows are learnt from themselves.
+    texts: Option<(usize, usize)>,
+    /// How often a step's texts go through the model: drawn, read under the policy and under the reference, and
+    /// learnt from in each update.
+    times: u64,
+}
+
+impl Drawn {
+    fn of(run: &Run) -> Self {
+        let objective = objectives::of(&run.spec.objective);
+        let Some(online) = objective.online() else { return Self { texts: None, times: 1 } };
+        let draw = online.draw();
+        let read = u64::from(online.reads_policy()) + u64::from(objective.has_reference());
+        let texts = (draw.num_generations as usize, draw.max_completion_length as usize);
+        Self { texts: Some(texts), times: 1 + read + draw.num_iterations }
+    }
+
+    /// Of the texts that a row becomes.
+    fn lengths(&self, row: &Row) -> Vec<usize> {
+        match self.texts {
+            Some((n, most)) => vec![row.longest() + most; n],
+            None => row.examples().map(|text| text.ids.len()).collect(),
+        }
+    }
+
+    fn tokens(&self, row: &Row) -> u64 {
+        self.lengths(row).iter().sum::<usize>() as u64
+    }
+
+    fn trained(&self, row: &Row) -> u64 {
+        self.texts.map_or(row.trained(), |(n, most)| n * most) as u64
+    }
+}
+
 /// Whole epochs, and what the last one has of its order.
-fn total_tokens(plan: &Plan, seed: u64, rows: &Rows) -> u64 {
-    let tokens = |row: &Row| row.tokens() as u64;
+fn total_tokens(plan: &Plan, seed: u64, rows: &Rows, drawn: &Drawn) -> u64 {
+    let tokens = |row: &Row| drawn.times * drawn.tokens(row);
     let whole: u64 = rows.train.iter().map(|row| tokens(row)).sum();
     let (epochs, rest) = (plan.total_steps / plan.steps_per_epoch, plan.total_steps % plan.steps_per_epoch);
     let order = order::epoch(seed, epochs, rows.train.len());
@@ -77,8 +117,8 @@ fn total_tokens(plan: &Plan, seed: u64, rows: &Rows) -> u64 {
 }
 
 /// One change each that may save memory.
-fn alternatives(now: &Training) -> Vec<(String, Value, Training)> {
-    let batch = "method.supervised.hyperparameters.batch_size";
+fn alternatives(now: &Training, hyperparameters: &str) -> Vec<(String, Value, Training)> {
+    let batch = format!("{hyperparameters}.batch_size");
     let with = |change: &dyn Fn(&mut Training)| {
         let mut training = now.clone();
         change(&mut training);
@@ -86,7 +126,11 @@ fn alternatives(now: &Training) -> Vec<(String, Value, Training)> {
     };
     let half = (now.max_seq_len / 2).max(2);
     let all = [
-        (batch, json!(1), with(&|t| (t.batch_size, t.grad_accumulation) = (1, t.batch_size * t.grad_accumulation))),
+        (
+            batch.as_str(),
+            json!(1),
+            with(&|t| (t.batch_size, t.grad_accumulation) = (1, t.batch_size * t.grad_accumulation)),
+        ),
         ("training.gradient_checkpointing", json!(true), with(&|t| t.gradient_checkpointing = true)),
         ("training.max_seq_len", json!(half), with(&|t| t.max_seq_len = half)),
         ("training.optimizer", json!("adamw_8bit"), with(&|t| t.optimizer = Optimizer::Adamw8bit)),

@@ -47,7 +47,7 @@ async fn a_job_that_cannot_run_is_refused_at_once() {
             "boolean",
         ),
         (json!({"adapter": {"type": "auto", "r": 8}}), 400, "spec_unknown_field", "adapter.r", "auto"),
-        (json!({"method": {"type": "ppo"}}), 400, "spec_unsupported", "method.type", "ppo"),
+        (json!({"method": {"type": "ppo"}}), 400, "spec_missing", "method.ppo.grader", "grader"),
         (json!({"method": {"type": "magic"}}), 400, "spec_unknown_type", "method.type", "magic"),
         (json!({"suffix": "a:b"}), 400, "invalid_suffix", "suffix", "64"),
         (json!({"suffix": ""}), 400, "invalid_suffix", "suffix", "64"),

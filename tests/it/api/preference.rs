@@ -291,3 +291,62 @@ async fn grpo_from_upload_to_answer() {
     assert_eq!((&failed["status"], &failed["error"]["code"]), (&json!("failed"), &json!("spec_invalid_grader")));
     assert!(failed["error"]["message"].as_str().unwrap().contains("item.nowhere"), "{failed}");
 }
+
+/// With a steered weight and several inner epochs; a limit on the divergence ends the job, and it succeeds.
+#[tokio::test]
+async fn ppo_from_upload_to_answer() {
+    let server = Server::start();
+    let client = server.client();
+    let row = |i: usize| json!({"messages": [{"role": "user", "content": format!("Question {i}")}]});
+    let rows: String = (0..4).map(|i| format!("{}\n", row(i))).collect();
+    let file = file(&client, rows).await;
+    let grader = json!({"type": "length", "name": "short", "input": "{{sample.output_text}}", "least": 0, "most": 4});
+    let body = |knobs: Value| {
+        let mut body = job(&file, "ppo", knobs);
+        body["method"]["ppo"]["grader"] = grader.clone();
+        body["training"] = json!({"learning_rate": 0.02, "max_seq_len": 128});
+        body
+    };
+    let knobs = json!({"max_completion_length": 6, "num_ppo_epochs": 2, "n_epochs": 3, "batch_size": 2,
+                       "kl_target": 1, "kl_horizon": 10});
+    let queued = client.post(JOBS, &body(knobs)).await.ok();
+    let id = queued["id"].as_str().unwrap();
+    let events = metrics(&client.events(id, None).await);
+    let ended = client.get(&format!("{JOBS}/{id}")).await.ok();
+    assert_eq!((&ended["status"], events.len()), (&json!("succeeded"), 6), "{ended}");
+    for figure in [
+        "reward",
+        "objective/kl",
+        "objective/kl_coef",
+        "objective/rlhf_reward",
+        "entropy",
+        "clip_ratio",
+        "ratio/first",
+        "loss/value_avg",
+        "val/clipfrac_avg",
+        "completions/mean_length",
+    ] {
+        assert!(events.iter().all(|event| event[figure].is_f64()), "{figure}: {events:?}");
+    }
+    assert_eq!(ended["method"]["ppo"]["hyperparameters"]["lam"], 0.95);
+    let chat =
+        json!({"model": ended["fine_tuned_model"], "max_tokens": 5, "messages": [{"role": "user", "content": "a"}]});
+    assert_eq!(client.post("/v1/chat/completions", &chat).await.ok()["object"], "chat.completion");
+
+    let knobs = json!({"max_completion_length": 6, "n_epochs": 50, "batch_size": 4, "max_kl": 0.01});
+    let queued = client.post(JOBS, &body(knobs)).await.ok();
+    let id = queued["id"].as_str().unwrap();
+    let events = client.events(id, None).await;
+    let ended = client.get(&format!("{JOBS}/{id}")).await.ok();
+    assert_eq!(ended["status"], "succeeded", "{ended}");
+    assert!(metrics(&events).len() < 50);
+    let said = |(_, event): &(String, Value)| {
+        event["message"].as_str().is_some_and(|text| text.contains("above max_kl, 0.01"))
+    };
+    assert!(events.iter().any(said), "{events:?}");
+    for (knobs, field) in [(json!({"kl_horizon": 0}), "kl_horizon"), (json!({"epsilon": 0.1}), "epsilon")] {
+        let error = client.post(JOBS, &body(knobs)).await;
+        let code = if field == "epsilon" { "spec_unknown_field" } else { "spec_out_of_range" };
+        error.error(400, code, Some(&format!("method.ppo.hyperparameters.{field}")));
+    }
+}

@@ -10,6 +10,7 @@ pub mod postgres;
 pub mod quantised;
 pub mod s3;
 pub mod server;
+pub mod stage;
 pub mod store;
 pub mod tiny;
 pub mod training;

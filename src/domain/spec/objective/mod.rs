@@ -1,6 +1,7 @@
 //! What is optimised, as the request's `method` object names it.
 
 mod online;
+mod ppo;
 mod preference;
 mod supervised;
 
@@ -14,6 +15,7 @@ use super::{
 use crate::domain::dataset::RowKind;
 
 pub use online::{Draw, GrpoLoss, GrpoSpec, RlooSpec, ScaleRewards};
+pub use ppo::PpoSpec;
 pub use preference::{DpoLoss, DpoSpec, IpoSpec, KtoSpec, OrpoSpec, RewardModelSpec, SimpoSpec};
 pub use supervised::SupervisedSpec;
 
@@ -31,11 +33,9 @@ const OBJECTIVES: &[(&str, Read)] = &[
     ("reward_model", |value, path| read_as(value, path, ObjectiveSpec::RewardModel)),
     ("grpo", |value, path| read_as(value, path, ObjectiveSpec::Grpo)),
     ("rloo", |value, path| read_as(value, path, ObjectiveSpec::Rloo)),
+    ("ppo", |value, path| read_as(value, path, ObjectiveSpec::Ppo)),
     ("reinforcement", |value, path| read_as(value, path, ObjectiveSpec::Reinforcement)),
 ];
-
-/// Objectives that the wire knows and that cannot be run yet.
-const PLANNED: &[&str] = &["ppo"];
 
 /// Read beside the knobs (`Hyperparameters`); errors list them.
 const BESIDE: read::Aliases =
@@ -54,6 +54,7 @@ pub enum ObjectiveSpec {
     RewardModel(RewardModelSpec),
     Grpo(GrpoSpec),
     Rloo(RlooSpec),
+    Ppo(PpoSpec),
     /// OpenAI's name for grpo with a grader.
     Reinforcement(GrpoSpec),
 }
@@ -126,6 +127,7 @@ impl ObjectiveSpec {
             ObjectiveSpec::RewardModel(spec) => spec,
             ObjectiveSpec::Grpo(spec) | ObjectiveSpec::Reinforcement(spec) => spec,
             ObjectiveSpec::Rloo(spec) => spec,
+            ObjectiveSpec::Ppo(spec) => spec,
         }
     }
 
@@ -141,6 +143,7 @@ impl ObjectiveSpec {
             ObjectiveSpec::RewardModel(_) => "reward_model",
             ObjectiveSpec::Grpo(_) => "grpo",
             ObjectiveSpec::Rloo(_) => "rloo",
+            ObjectiveSpec::Ppo(_) => "ppo",
             ObjectiveSpec::Reinforcement(_) => "reinforcement",
         }
     }
@@ -230,14 +233,8 @@ impl ObjectiveSpec {
         };
         let known: Vec<&str> = OBJECTIVES.iter().map(|(name, _)| *name).collect();
         let Some((own, read)) = OBJECTIVES.iter().find(|(known, _)| *known == name) else {
-            return Err(if PLANNED.contains(&name) {
-                let message = format!("the objective {name} is not available yet; available are {}", known.join(", "));
-                SpecError::new("method.type", "spec_unsupported", message)
-            } else {
-                let (known, planned) = (known.join(", "), PLANNED.join(", "));
-                let message = format!("unknown objective {name}; known are {known}, {planned}");
-                SpecError::new("method.type", "spec_unknown_type", message)
-            });
+            let message = format!("unknown objective {name}; known are {}", known.join(", "));
+            return Err(SpecError::new("method.type", "spec_unknown_type", message));
         };
         if let Some((key, _)) = fields.iter().find(|(key, value)| *key != "type" && key != own && !value.is_null()) {
             let param = join("method", key);
@@ -268,4 +265,12 @@ impl ObjectiveSpec {
 /// A number inside its range.
 fn real(path: &str, field: &str, value: f64, fits: bool, limits: &str) -> Result<(), SpecError> {
     if fits { Ok(()) } else { Err(out_of_range(&join(path, field), value, limits)) }
+}
+
+/// A whole number inside its range.
+fn whole(path: &str, field: &str, value: u64, least: u64, most: u64) -> Result<(), SpecError> {
+    match (least..=most).contains(&value) {
+        true => Ok(()),
+        false => Err(out_of_range(&join(path, field), value, &format!("{least} to {most}"))),
+    }
 }

@@ -4,18 +4,11 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Aim, ObjectiveCard, real};
-use crate::domain::{
-    SpecError,
-    dataset::RowKind,
-    spec::{
-        Grader,
-        read::{join, out_of_range},
-    },
-};
+use super::{Aim, ObjectiveCard, real, whole};
+use crate::domain::{SpecError, dataset::RowKind, spec::Grader};
 
 /// With LoRA, 1e-5.
-const RATE: f64 = 0.05;
+pub(super) const RATE: f64 = 0.05;
 
 /// What completions are drawn by.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,22 +25,24 @@ pub struct Draw {
 }
 
 /// Half of a step's completions may be without a reward.
-const MAX_UNGRADED: f64 = 0.5;
+pub(super) const MAX_UNGRADED: f64 = 0.5;
 
 impl Draw {
-    fn check(&self, path: &str) -> Result<(), SpecError> {
-        let whole = |field: &str, value: u64, least: u64, most: u64| match (least..=most).contains(&value) {
-            true => Ok(()),
-            false => Err(out_of_range(&join(path, field), value, &format!("{least} to {most}"))),
-        };
-        whole("num_generations", self.num_generations, 2, 64)?;
-        whole("max_completion_length", self.max_completion_length, 1, 65_536)?;
-        whole("num_iterations", self.num_iterations, 1, 16)?;
+    /// `updates` is the field that says how many updates there are.
+    pub(super) fn check(&self, path: &str, updates: &str) -> Result<(), SpecError> {
+        whole(path, "max_completion_length", self.max_completion_length, 1, 65_536)?;
+        whole(path, updates, self.num_iterations, 1, 16)?;
         let share = self.max_ungraded;
         real(path, "max_ungraded", share, (0.0..=1.0).contains(&share), "0 to 1")?;
         let limits = "above 0, to 2";
         real(path, "temperature", self.temperature, self.temperature > 0.0 && self.temperature <= 2.0, limits)
     }
+}
+
+/// The divergence at which a run ends.
+pub(super) fn check_max_kl(path: &str, max_kl: Option<f64>) -> Result<(), SpecError> {
+    let most = max_kl.unwrap_or(1.0);
+    real(path, "max_kl", most, most > 0.0 && most <= 1e6, "above 0, to 1000000")
 }
 
 /// What a token's loss is divided by.
@@ -78,7 +73,8 @@ pub enum ScaleRewards {
 }
 
 fn check_policy(path: &str, draw: Draw, beta: f64, epsilon: f64) -> Result<(), SpecError> {
-    draw.check(path)?;
+    whole(path, "num_generations", draw.num_generations, 2, 64)?;
+    draw.check(path, "num_iterations")?;
     real(path, "beta", beta, (0.0..=100.0).contains(&beta), "0 to 100")?;
     real(path, "epsilon", epsilon, epsilon > 0.0 && epsilon < 1.0, "above 0, below 1")
 }
@@ -99,6 +95,8 @@ pub struct GrpoSpec {
     pub beta: f64,
     /// How far a ratio may move before its gradient ends.
     pub epsilon: f64,
+    /// The run ends at a step whose completions are further than this from the reference: their mean `log π − log π_ref`.
+    pub max_kl: Option<f64>,
     pub loss_type: GrpoLoss,
     pub scale_rewards: ScaleRewards,
 }
@@ -114,6 +112,7 @@ impl Default for GrpoSpec {
             max_ungraded: MAX_UNGRADED,
             beta: 0.0,
             epsilon: 0.2,
+            max_kl: None,
             loss_type: GrpoLoss::Dapo,
             scale_rewards: ScaleRewards::Group,
         }
@@ -138,7 +137,8 @@ impl Aim for GrpoSpec {
     }
 
     fn check(&self, path: &str) -> Result<(), SpecError> {
-        check_policy(path, self.draw(), self.beta, self.epsilon)
+        check_policy(path, self.draw(), self.beta, self.epsilon)?;
+        check_max_kl(path, self.max_kl)
     }
 
     fn grader(&self) -> Option<Option<&Grader>> {
@@ -178,6 +178,8 @@ pub struct RlooSpec {
     /// Weight of the divergence from the reference, in the reward.
     pub beta: f64,
     pub epsilon: f64,
+    /// The run ends at a step whose completions are further than this from the reference: their mean `log π − log π_ref`.
+    pub max_kl: Option<f64>,
 }
 
 impl Default for RlooSpec {
@@ -191,6 +193,7 @@ impl Default for RlooSpec {
             max_ungraded: MAX_UNGRADED,
             beta: 0.05,
             epsilon: 0.2,
+            max_kl: None,
         }
     }
 }
@@ -213,7 +216,8 @@ impl Aim for RlooSpec {
     }
 
     fn check(&self, path: &str) -> Result<(), SpecError> {
-        check_policy(path, self.draw(), self.beta, self.epsilon)
+        check_policy(path, self.draw(), self.beta, self.epsilon)?;
+        check_max_kl(path, self.max_kl)
     }
 
     fn grader(&self) -> Option<Option<&Grader>> {
