@@ -47,7 +47,11 @@ pub struct Rule<'a>(pub &'a (dyn Fn(&[u32], &[u32]) -> f64 + Sync));
 
 impl Reward for Rule<'_> {
     fn rewards(&self, answers: &[Answer]) -> Result<Vec<std::result::Result<f64, Ungraded>>> {
-        Ok(answers.iter().map(|answer| Ok((self.0)(answer.prompt, &answer.completion.ids))).collect())
+        let one = |answer: &Answer| {
+            let prompt: Vec<u32> = serde_json::from_value(answer.item.clone())?;
+            Ok(Ok((self.0)(&prompt, &answer.completion.ids)))
+        };
+        answers.iter().map(one).collect()
     }
 }
 
@@ -213,7 +217,7 @@ pub fn text(prompt: &[u32], answer: &[u32]) -> Example {
 pub fn questions(prompts: &[Vec<u32>]) -> Vec<Row> {
     let row = |prompt: &Vec<u32>| {
         let text = Example { line: 1, ids: prompt.clone(), labels: vec![None; prompt.len()] };
-        Row::Prompt(Prompt { text, item: Value::Null })
+        Row::Prompt(Prompt { text, item: json!(prompt) })
     };
     prompts.iter().map(row).collect()
 }
