@@ -167,6 +167,7 @@ impl Lab {
             resume: None,
             start: None,
             world: Some(World { rollout: &self.rollout, reward }),
+            turns: None,
             tokenize: &|_| Ok(Vec::new()),
         };
         let mut notes = Notes::default();
@@ -225,7 +226,7 @@ pub fn questions(prompts: &[Vec<u32>]) -> Vec<Row> {
 /// The better answer is the first.
 pub fn pair(two: &Asked) -> Row {
     let [chosen, rejected] = [0, 1].map(|side| text(&two.prompt, &two.answers[side]));
-    Row::Pair(Pair { chosen, rejected, margin: 0.0 })
+    Row::Pair(Pair { chosen, rejected, margin: 0.0, probability: 1.0 })
 }
 
 /// The best and the worst answer of each prompt, where they differ.
