@@ -16,6 +16,7 @@ use tokio::{net::TcpListener, sync::Notify, task::JoinHandle};
 use crate::{
     api::{self, AppState, serve},
     config::{Config, DatabaseConfig, NodeConfig, Pull, WorkerConfig},
+    database,
     db::Db,
     inference::{Bases, DiskSettings, EngineSettings, Handle, Resident},
     jobs::{
@@ -55,8 +56,8 @@ impl Node {
         prepare_threads(config)?;
         let dir = &config.database.data_dir;
         fs::create_dir_all(dir).with_context(|| format!("the data directory {}", dir.display()))?;
-        let lock = if is_sqlite(&config.database) { Some(lock(dir)?) } else { None };
-        let db = open_database(&config.database).await?;
+        let lock = if database::is_embedded(&config.database) { Some(lock(dir)?) } else { None };
+        let db = database::open(&config.database).await?;
         let s3 = S3Settings { endpoint: config.s3_endpoint.clone(), ..S3Settings::default() };
         let store = storage::open(&config.blob_store(), &s3).await.context("the blob store")?;
         let bases = load_bases(config, compute).await?;
@@ -79,21 +80,6 @@ impl Node {
         };
         (0..count).map(|_| jobs::start(context(), wake.clone())).collect()
     }
-}
-
-fn is_sqlite(config: &DatabaseConfig) -> bool {
-    config.database_url().starts_with("sqlite:")
-}
-
-/// The database with its tables up to date. Other processes may use it meanwhile.
-pub(crate) async fn open_database(config: &DatabaseConfig) -> anyhow::Result<Db> {
-    if is_sqlite(config) {
-        fs::create_dir_all(&config.data_dir)
-            .with_context(|| format!("the data directory {}", config.data_dir.display()))?;
-    }
-    let db = Db::connect(&config.database_url()).await.context("the database")?;
-    db.migrate().await?;
-    Ok(db)
 }
 
 async fn stop_all(workers: Vec<Worker>) {
@@ -246,7 +232,7 @@ fn is_model_id(id: &str) -> bool {
 
 /// `attune migrate`
 pub async fn migrate(config: &DatabaseConfig) -> anyhow::Result<()> {
-    open_database(config).await?;
+    database::open(config).await?;
     println!("the database is up to date");
     Ok(())
 }
@@ -283,7 +269,7 @@ pub async fn serve_until_stopped(config: &Config) -> anyhow::Result<()> {
 /// `attune worker`
 pub async fn work_until_stopped(config: &WorkerConfig) -> anyhow::Result<()> {
     let shared = "workers and the server share";
-    if is_sqlite(&config.node.database) {
+    if database::is_embedded(&config.node.database) {
         bail!("--database-url: {shared} a PostgreSQL, postgres://…; SQLite belongs to one server");
     }
     if config.node.blob_store.is_none() {

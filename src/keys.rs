@@ -5,8 +5,8 @@ use std::{fs, io::Write, os::unix::fs::OpenOptionsExt, path::PathBuf};
 use anyhow::{Context as _, ensure};
 
 use crate::{
-    app,
     config::{Config, Keys},
+    database,
     db::{Db, DbError},
     domain::{ApiKey, Scope, id},
     inference::sha256,
@@ -20,15 +20,15 @@ const FIRST_PROJECT: &str = "default";
 pub async fn run(command: Keys) -> anyhow::Result<()> {
     match command {
         Keys::Create { project, scopes, database } => {
-            println!("{}", create(&app::open_database(&database).await?, &project, scopes).await?);
+            println!("{}", create(&database::open(&database).await?, &project, scopes).await?);
         }
         Keys::List { database } => {
-            for key in app::open_database(&database).await?.keys().await? {
+            for key in database::open(&database).await?.keys().await? {
                 println!("{}", line(&key));
             }
         }
         Keys::Revoke { id, database } => {
-            let revoked = app::open_database(&database).await?.revoke_key(&id).await;
+            let revoked = database::open(&database).await?.revoke_key(&id).await;
             let key = revoked.map_err(|error| match error {
                 DbError::NotFound => anyhow::anyhow!("there is no key with the id {id}"),
                 error => error.into(),

@@ -30,6 +30,7 @@ pub mod api;
 
 pub mod app;
 pub mod config;
+pub mod database;
 pub mod keys;
 pub mod quickstart;
 pub mod telemetry;
