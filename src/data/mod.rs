@@ -3,13 +3,14 @@
 
 mod chat;
 mod compared;
+mod labelled;
 mod lines;
 mod preference;
 mod record;
 mod render;
 mod validate;
 
-use std::io::BufRead;
+use std::{io::BufRead, ops::Range};
 
 use serde_json::Value;
 
@@ -19,9 +20,10 @@ use crate::{
 };
 
 pub use compared::{Compared, Side, compared};
+pub use labelled::{LabelledText, TaggedWords};
 pub use preference::{Answer, Judgement, Preference};
 pub use record::{Chat, Completion, Format, Question, Record, Tokens};
-pub use validate::{check_structure, load, validate};
+pub use validate::{check_structure, load, question, validate};
 
 /// The longest line, in bytes. A longer one is passed over without being held in memory.
 pub const MAX_LINE_BYTES: usize = 8 << 20;
@@ -53,6 +55,8 @@ pub enum Row {
     Pair(Pair),
     Judged(Judged),
     Prompt(Prompt),
+    Labelled(Marked),
+    Tagged(Marked),
     /// Not from a file: a run's own completion.
     Sampled(Sampled),
 }
@@ -63,6 +67,32 @@ pub struct Prompt {
     pub text: Example,
     /// The whole row, for graders.
     pub item: Value,
+}
+
+/// A text of which parts have names: all of it, or each word.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Marked {
+    /// Without labels: no token of it is predicted.
+    pub text: Example,
+    /// In order.
+    pub marks: Vec<Mark>,
+}
+
+/// What some of a text's tokens are called together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mark {
+    pub tokens: Range<usize>,
+    pub label: String,
+}
+
+/// A text to be read by an adapter's head.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reading {
+    /// The rows that it looks like: `Examples`, `Labelled` or `Tagged`.
+    pub kind: RowKind,
+    pub ids: Vec<u32>,
+    /// What the head speaks of: the text, or each word.
+    pub spans: Vec<Range<usize>>,
 }
 
 /// A completion that a run has drawn, and what it was worth.
@@ -115,6 +145,8 @@ impl Row {
             Row::Pair(_) => RowKind::Pairs,
             Row::Judged(_) => RowKind::Judged,
             Row::Prompt(_) | Row::Sampled(_) => RowKind::Prompts,
+            Row::Labelled(_) => RowKind::Labelled,
+            Row::Tagged(_) => RowKind::Tagged,
         }
     }
 
@@ -126,13 +158,27 @@ impl Row {
             Row::Judged(judged) => (&judged.example, None),
             Row::Prompt(prompt) => (&prompt.text, None),
             Row::Sampled(sampled) => (&sampled.example, None),
+            Row::Labelled(marked) | Row::Tagged(marked) => (&marked.text, None),
         };
         std::iter::once(first).chain(second)
     }
 
-    /// Trained tokens of all texts.
+    /// What parts of the row are called; empty for rows of other kinds.
+    pub fn marks(&self) -> &[Mark] {
+        match self {
+            Row::Labelled(marked) | Row::Tagged(marked) => &marked.marks,
+            _ => &[],
+        }
+    }
+
+    /// Trained tokens of all texts, or the names of its parts.
     pub fn trained(&self) -> usize {
-        self.examples().map(Example::trained).sum()
+        self.marks().len() + self.examples().map(Example::trained).sum::<usize>()
+    }
+
+    /// Whether there is something to learn in each of its texts.
+    pub fn is_trained(&self) -> bool {
+        self.kind() == RowKind::Prompts || !self.marks().is_empty() || self.examples().all(|text| text.trained() > 0)
     }
 
     /// Tokens of all texts.

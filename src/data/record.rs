@@ -3,7 +3,11 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{Fault, Judgement, Preference, chat, preference, shown};
+use super::{
+    Fault, Judgement, Preference, chat,
+    labelled::{self, LabelledText, TaggedWords},
+    preference, shown,
+};
 use crate::domain::dataset::RowKind;
 
 /// What users write. Alpaca and ShareGPT rows are converted to chat.
@@ -25,6 +29,10 @@ pub enum Format {
     Judged,
     /// `{"messages":[… the user's last], …}` with any other fields, for graders.
     Reinforcement,
+    /// `{"text","label"}`
+    LabelledText,
+    /// `{"tokens","tags"}`
+    TaggedTokens,
 }
 
 /// A row, checked for everything that needs no tokenizer.
@@ -36,6 +44,8 @@ pub enum Record {
     Preference(Preference),
     Judged(Judgement),
     Question(Question),
+    Labelled(LabelledText),
+    Tagged(TaggedWords),
 }
 
 /// What shall be answered, and what graders need to judge the answer.
@@ -79,15 +89,27 @@ impl Format {
             Format::Preference => "preference",
             Format::Judged => "unpaired_preference",
             Format::Reinforcement => "reinforcement",
+            Format::LabelledText => "labelled_text",
+            Format::TaggedTokens => "tagged_tokens",
         }
     }
 
     /// By its name in reports.
     pub fn parse(name: &str) -> Option<Self> {
         use Format::*;
-        [Chat, PromptCompletion, Tokens, Alpaca, ShareGpt, Preference, Judged, Reinforcement]
-            .into_iter()
-            .find(|format| format.as_str() == name)
+        let all = [
+            Chat,
+            PromptCompletion,
+            Tokens,
+            Alpaca,
+            ShareGpt,
+            Preference,
+            Judged,
+            Reinforcement,
+            LabelledText,
+            TaggedTokens,
+        ];
+        all.into_iter().find(|format| format.as_str() == name)
     }
 
     /// What its rows can be used for.
@@ -96,6 +118,8 @@ impl Format {
             Format::Preference => RowKind::Pairs,
             Format::Judged => RowKind::Judged,
             Format::Reinforcement => RowKind::Prompts,
+            Format::LabelledText => RowKind::Labelled,
+            Format::TaggedTokens => RowKind::Tagged,
             _ => RowKind::Examples,
         }
     }
@@ -122,6 +146,9 @@ impl Format {
             ("non_preferred_completion", Format::Preference),
             ("chosen", Format::Preference),
             ("rejected", Format::Preference),
+            ("text", Format::LabelledText),
+            ("tokens", Format::TaggedTokens),
+            ("tags", Format::TaggedTokens),
             ("label", Format::Judged),
             ("prompt", Format::PromptCompletion),
             ("completion", Format::PromptCompletion),
@@ -130,8 +157,8 @@ impl Format {
             let fields: Vec<_> = row.keys().take(8).map(|k| format!("`{}`", shown(k))).collect();
             let found = if fields.is_empty() { "none".to_owned() } else { fields.join(", ") };
             let wanted = "`messages`, `prompt` and `completion`, `input_ids` and `labels`, `input`, `preferred_output` \
-                          and `non_preferred_output`, `prompt`, `chosen` and `rejected`, or `prompt`, `completion` and \
-                          `label`";
+                          and `non_preferred_output`, `prompt`, `chosen` and `rejected`, `prompt`, `completion` and \
+                          `label`, `text` and `label`, or `tokens` and `tags`";
             Fault::new("unknown_format", format!("a row needs {wanted}; its fields are: {found}"))
         })
     }
@@ -157,6 +184,8 @@ impl Record {
             Format::Preference => preference::pair(row).map(Record::Preference),
             Format::Judged => preference::judged(row).map(Record::Judged),
             Format::Reinforcement => chat::question(row).map(Record::Question),
+            Format::LabelledText => labelled::labelled(row).map(Record::Labelled),
+            Format::TaggedTokens => labelled::tagged(row).map(Record::Tagged),
         }
     }
 }

@@ -5,10 +5,15 @@
 //! what the model has to say, its end-of-turn token included. A mask is never made from ids: in many bases the
 //! padding token is the end token, and a mask by id would remove the end from the loss.
 
-use serde_json::Value;
+use std::ops::Range;
 
-use super::{Answer, Chat, Completion, Context, Example, Fault, Judged, Pair, Prompt, Record, Row};
-use crate::text::ChatTemplate;
+use serde_json::{Map, Value};
+
+use super::{
+    Answer, Chat, Completion, Context, Example, Fault, Judged, Mark, Marked, Pair, Prompt, Reading, Record, Row,
+    labelled,
+};
+use crate::{domain::dataset::RowKind, text::ChatTemplate};
 
 /// The row as an objective takes it. A text that is too long comes without labels: it is left out anyway, and the
 /// prefixes of an endless conversation are not worth rendering.
@@ -36,14 +41,79 @@ pub fn row(line: u64, record: &Record, context: &Context) -> Result<Row, Fault> 
             let chat = Chat { messages: question.messages.clone(), tools: question.tools.clone(), trained: Vec::new() };
             let ids = open_ids(&chat, context)?;
             check_ids(&ids, context)?;
-            let text = Example { line, labels: vec![None; ids.len()], ids };
+            let text = unlabelled(line, ids);
             Ok(Row::Prompt(Prompt { text, item: question.item.clone() }))
+        }
+        Record::Labelled(row) => {
+            let ids = text_ids(&row.text, context)?;
+            let marks = vec![Mark { tokens: 0..ids.len(), label: row.label.clone() }];
+            Ok(Row::Labelled(Marked { text: unlabelled(line, ids), marks }))
+        }
+        Record::Tagged(row) => {
+            let (ids, spans) = word_ids(&row.words, context)?;
+            let marks = spans.into_iter().zip(&row.tags).map(|(tokens, tag)| Mark { tokens, label: tag.clone() });
+            let marks = marks.collect();
+            Ok(Row::Tagged(Marked { text: unlabelled(line, ids), marks }))
         }
         Record::Judged(judgement) => {
             let example = text(&judgement.answer)?;
             Ok(Row::Judged(Judged { example, is_desirable: judgement.is_desirable }))
         }
     }
+}
+
+/// A text or words without what they are called, for an adapter that says it.
+pub fn reading(row: Value, context: &Context) -> Result<Option<Reading>, Fault> {
+    let mut row = match row {
+        Value::String(text) => Map::from_iter([("text".to_owned(), Value::String(text))]),
+        Value::Object(row) => row,
+        _ => return Ok(None),
+    };
+    if row.contains_key("tokens") {
+        super::record::only(&row, &["tokens"], "the text")?;
+        let (ids, spans) = word_ids(&labelled::words(&mut row)?, context)?;
+        return Ok(Some(Reading { kind: RowKind::Tagged, ids, spans }));
+    }
+    if row.contains_key("text") {
+        super::record::only(&row, &["text"], "the text")?;
+        let ids = text_ids(&labelled::some_text(&mut row)?, context)?;
+        return Ok(Some(Reading { kind: RowKind::Labelled, spans: vec![0..ids.len()], ids }));
+    }
+    Ok(None)
+}
+
+fn unlabelled(line: u64, ids: Vec<u32>) -> Example {
+    Example { line, labels: vec![None; ids.len()], ids }
+}
+
+fn text_ids(text: &str, context: &Context) -> Result<Vec<u32>, Fault> {
+    let ids = with_bos(encode(text, context)?, context);
+    check_ids(&ids, context)?;
+    Ok(ids)
+}
+
+/// Words with a space between them, and the tokens of each. A token belongs to every word that it has a byte of.
+fn word_ids(words: &[String], context: &Context) -> Result<(Vec<u32>, Vec<Range<usize>>), Fault> {
+    let encoded = context.text.tokenizer.encode_spans(&words.join(" "));
+    let encoded = encoded.map_err(|e| Fault::new("tokenizer_error", e.to_string()))?;
+    let (ids, bytes): (Vec<u32>, Vec<Range<usize>>) = encoded.into_iter().unzip();
+    let whole = with_bos(ids, context);
+    check_ids(&whole, context)?;
+    let before = whole.len() - bytes.len();
+    let (mut spans, mut start, mut token) = (Vec::with_capacity(words.len()), 0, 0);
+    for (i, word) in words.iter().enumerate() {
+        let end = start + word.len();
+        while bytes.get(token).is_some_and(|bytes| bytes.end <= start) {
+            token += 1;
+        }
+        let after = bytes[token..].iter().position(|bytes| bytes.start >= end).map_or(bytes.len(), |n| token + n);
+        if token == after {
+            return Err(Fault::new("word_without_token", format!("token {i} has no token of the base's vocabulary")));
+        }
+        spans.push(before + token..before + after);
+        start = end + 1;
+    }
+    Ok((whole, spans))
 }
 
 fn example(line: u64, (ids, spans): (Vec<u32>, Spans), context: &Context) -> Result<Example, Fault> {

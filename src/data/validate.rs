@@ -1,13 +1,18 @@
 //! One pass over a dataset: a report for its owner, or examples for a job.
 
-use std::{collections::HashSet, io::BufRead};
+use std::{
+    collections::{BTreeMap, HashSet},
+    io::{BufRead, Cursor},
+};
 
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::{Context, DataError, Example, Fault, Format, MAX_ROWS, Record, Row, lines, record, render};
+use super::{Context, DataError, Example, Fault, Format, MAX_ROWS, Mark, Reading, Record, Row, lines, record, render};
 use crate::domain::{
     FileReport,
-    dataset::{HistogramBin, RenderedExample},
+    dataset::{HistogramBin, LabelCount, RenderedExample, RowKind},
+    spec::MAX_LABELS,
 };
 
 /// Errors that a report shows; the others are counted.
@@ -43,8 +48,26 @@ pub fn load(reader: impl BufRead, context: &Context) -> Result<Vec<Row>, DataErr
     if rows.is_empty() { Err(DataError::Empty) } else { Ok(rows) }
 }
 
+/// A text to be read by an adapter's head: as a row of a training file has it, but without what it is called.
+pub fn question(value: Value, context: &Context) -> Result<Reading, DataError> {
+    let at = |fault: Fault| DataError::Line(fault.at(1));
+    let text = value.to_string();
+    if let Some(reading) = render::reading(value, context).map_err(at)? {
+        return Ok(reading);
+    }
+    match load(Cursor::new(text), context)?.as_slice() {
+        [Row::Example(text)] => {
+            Ok(Reading { kind: RowKind::Examples, ids: text.ids.clone(), spans: vec![0..text.ids.len()] })
+        }
+        _ => Err(at(Fault::new(
+            "invalid_input",
+            "a text is an object with text, with tokens, with messages, or with prompt and completion",
+        ))),
+    }
+}
+
 fn survey(reader: impl BufRead, context: Option<&Context>, report: FileReport) -> Result<FileReport, DataError> {
-    let mut survey = Survey { report, seen: HashSet::new(), bins: [0; 65] };
+    let mut survey = Survey { report, seen: HashSet::new(), bins: [0; 65], labels: BTreeMap::new() };
     each_row(reader, |line, row| {
         survey.report.rows += 1;
         if let Err(fault) = row.and_then(|(format, record)| survey.row(line, format, &record, context)) {
@@ -95,6 +118,8 @@ struct Survey {
     seen: HashSet<[u8; 16]>,
     /// Rows by the bits of their length: bin `b` counts `[2^(b-1), 2^b)`.
     bins: [u64; 65],
+    /// Each label's count and first line.
+    labels: BTreeMap<String, (u64, u64)>,
 }
 
 impl Survey {
@@ -105,7 +130,7 @@ impl Survey {
             self.report.duplicate_rows += 1;
         }
         match (context, row) {
-            (Some(context), Some(row)) => self.tokens(&row, context),
+            (Some(context), Some(row)) => self.tokens(line, &row, context),
             _ => {
                 self.report.usable_rows += 1;
                 Ok(())
@@ -113,7 +138,7 @@ impl Survey {
         }
     }
 
-    fn tokens(&mut self, row: &Row, context: &Context) -> Result<(), Fault> {
+    fn tokens(&mut self, line: u64, row: &Row, context: &Context) -> Result<(), Fault> {
         let report = &mut self.report;
         let length = row.longest() as u64;
         self.bins[(u64::BITS - length.leading_zeros()) as usize] += 1;
@@ -124,8 +149,16 @@ impl Survey {
         }
         for example in row.examples() {
             if report.examples.len() < MAX_EXAMPLES {
-                report.examples.push(rendered(example, context)?);
+                report.examples.push(rendered(example, row.marks(), context)?);
             }
+        }
+        for mark in row.marks() {
+            let is_new = !self.labels.contains_key(&mark.label);
+            if is_new && self.labels.len() == MAX_LABELS {
+                let message = format!("`{}` is a label more than the limit of {MAX_LABELS}", mark.label);
+                return Err(Fault::new("too_many_labels", message));
+            }
+            self.labels.entry(mark.label.clone()).or_insert((0, line)).0 += 1;
         }
         report.usable_rows += 1;
         report.tokens += row.tokens() as u64;
@@ -150,18 +183,23 @@ impl Survey {
                 rows: *rows,
             })
             .collect();
+        let label = |(label, (count, first_line))| LabelCount { label, count, first_line };
+        self.report.labels = self.labels.into_iter().map(label).collect();
         self.report.object = "file.report".to_owned();
         self.report
     }
 }
 
-fn rendered(example: &Example, context: &Context) -> Result<RenderedExample, Fault> {
+fn rendered(example: &Example, marks: &[Mark], context: &Context) -> Result<RenderedExample, Fault> {
     Ok(RenderedExample {
         line: example.line,
         text: render::text(&example.ids, context)?,
-        trained_text: render::trained_text(example, context)?,
+        trained_text: match marks {
+            [] => render::trained_text(example, context)?,
+            marks => marks.iter().map(|mark| mark.label.clone()).collect(),
+        },
         tokens: example.ids.len() as u64,
-        trained_tokens: example.trained() as u64,
+        trained_tokens: (example.trained() + marks.len()) as u64,
     })
 }
 

@@ -14,6 +14,10 @@ pub enum RowKind {
     Judged,
     /// Questions to answer, with whatever a grader needs.
     Prompts,
+    /// Texts with what they are called.
+    Labelled,
+    /// Words, each with what it is called.
+    Tagged,
 }
 
 impl RowKind {
@@ -24,6 +28,8 @@ impl RowKind {
             RowKind::Pairs => "pairs: input, preferred_output and non_preferred_output, or prompt, chosen and rejected",
             RowKind::Prompts => "prompts: messages that end with the user's, and the fields that the grader names",
             RowKind::Judged => "judged answers: prompt, completion and label",
+            RowKind::Labelled => "labelled texts: text and label",
+            RowKind::Tagged => "tagged words: tokens and tags",
         }
     }
 }
@@ -53,10 +59,20 @@ pub struct RenderedExample {
     pub line: u64,
     /// The whole text after the chat template.
     pub text: String,
-    /// The parts of it that are trained on.
+    /// The parts of it that are trained on; of labelled rows, the labels.
     pub trained_text: Vec<String>,
     pub tokens: u64,
     pub trained_tokens: u64,
+}
+
+/// How often a label or tag is in the rows that a job can train on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LabelCount {
+    pub label: String,
+    /// Texts, or words.
+    pub count: u64,
+    /// The line where it is first.
+    pub first_line: u64,
 }
 
 /// `GET /v1/files/{id}/report`. Token counts are exact for the named base.
@@ -68,7 +84,7 @@ pub struct FileReport {
     /// The base whose template and tokenizer were used.
     pub model: String,
     /// `chat`, `prompt_completion`, `tokens`, `alpaca`, `sharegpt`, `preference`, `unpaired_preference`,
-    /// `reinforcement`, or null when no line could be read.
+    /// `reinforcement`, `labelled_text`, `tagged_tokens`, or null when no line could be read.
     pub format: Option<String>,
     pub rows: u64,
     /// Rows that a job can train on.
@@ -82,6 +98,10 @@ pub struct FileReport {
     pub max_seq_len: u64,
     pub longest_row: u64,
     pub histogram: Vec<HistogramBin>,
+    /// Of labelled rows, by name; empty for other formats.
+    #[serde(default)]
+    #[schema(required = true)]
+    pub labels: Vec<LabelCount>,
     /// The first errors, at most 50.
     pub errors: Vec<LineError>,
     pub error_count: u64,

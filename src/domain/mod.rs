@@ -8,6 +8,7 @@ pub mod estimate;
 pub mod event;
 pub mod feedback;
 pub mod file;
+pub mod head;
 pub mod id;
 pub mod job;
 pub mod key;
@@ -26,6 +27,7 @@ pub use estimate::{MemoryEstimate, RunEstimate, Saving};
 pub use event::{Event, EventKind, Metrics};
 pub use feedback::{Feedback, StoredCompletion};
 pub use file::FileRecord;
+pub use head::{TaskHead, WordToken};
 pub use job::{Failure, Job, JobStatus};
 pub use key::{ApiKey, Caller, Scope};
 pub use labelling::{

@@ -18,7 +18,10 @@ use super::{
     reply::Reply,
     sequence::Running,
 };
-use crate::model::{Turns, cache::KvBudget};
+use crate::{
+    domain::TaskHead,
+    model::{Turns, cache::KvBudget},
+};
 
 /// How often an engine without work looks after those that wait for adapters.
 const GLANCE: Duration = Duration::from_millis(20);
@@ -146,8 +149,8 @@ impl Engine {
                 fairness.join(&request.project, state.projects());
                 state.fairness = fairness;
                 let (arrival, since) = (state.arrivals, Instant::now());
-                if lease.as_ref().is_some_and(|lease| lease.is_scorer() != (request.task == Task::Score)) {
-                    return reply.fail(EngineError::Task);
+                if let Some(reason) = lease.as_ref().and_then(|lease| refusal(lease.task_head(), &request.task)) {
+                    return reply.fail(EngineError::Task(reason));
                 }
                 if request.adapter.is_some() && lease.is_none() {
                     state.cold.push(Waiting { request, reply, resident, arrival, since });
@@ -178,13 +181,14 @@ impl Engine {
             match waiting.request.adapter.as_ref().filter(|_| !is_full) {
                 None => state.cold.push(waiting),
                 Some(adapter) => match self.registry.get(&waiting.resident, adapter, self.when_loaded()) {
-                    Found::Ready(lease) if lease.is_scorer() != (waiting.request.task == Task::Score) => {
-                        waiting.reply.fail(EngineError::Task)
-                    }
-                    Found::Ready(lease) => {
-                        let Waiting { request, reply, resident, arrival, .. } = waiting;
-                        state.ready.push(Running::new(request, reply, resident, Some(lease), arrival, &self.memory));
-                    }
+                    Found::Ready(lease) => match refusal(lease.task_head(), &waiting.request.task) {
+                        Some(reason) => waiting.reply.fail(EngineError::Task(reason)),
+                        None => {
+                            let Waiting { request, reply, resident, arrival, .. } = waiting;
+                            let running = Running::new(request, reply, resident, Some(lease), arrival, &self.memory);
+                            state.ready.push(running);
+                        }
+                    },
                     Found::Failed(error) => waiting.reply.fail(error),
                     found => {
                         is_full = matches!(found, Found::NoRoom);
@@ -305,6 +309,18 @@ impl Engine {
             }
         }
         ready.extend(running.extract_if(.., |running| running.is_paused).map(Running::resumed));
+    }
+}
+
+/// Why an adapter cannot do a task.
+fn refusal(head: Option<&TaskHead>, task: &Task) -> Option<&'static str> {
+    match (head, task) {
+        (None, Task::Classify { .. }) => Some("the model writes text: it neither scores nor labels it"),
+        (Some(head), Task::Classify { rows, .. }) if head.reads() == *rows => None,
+        (Some(TaskHead::Score), _) => Some("the model scores answers: messages, or prompt and completion"),
+        (Some(TaskHead::Sequence { .. }), _) => Some("the model labels texts: a string, or an object with text"),
+        (Some(TaskHead::Token { .. }), _) => Some("the model tags words: an object with tokens"),
+        (None, _) => None,
     }
 }
 

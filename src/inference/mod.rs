@@ -17,9 +17,12 @@ mod sample;
 mod sequence;
 mod worth;
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
-use crate::{domain::AdapterRecord, text::Grammar};
+use crate::{
+    domain::{AdapterRecord, TaskHead, dataset::RowKind},
+    text::Grammar,
+};
 
 pub use artifact::{ArtifactError, CONFIG, MANIFEST, WEIGHTS, adapter_of, generation_of, listed, read_adapter, sha256};
 pub use bases::{Bases, Resident};
@@ -55,12 +58,16 @@ pub struct Request {
 }
 
 /// What a request wants of its prompt.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Task {
     #[default]
     Complete,
-    /// The score of an adapter with a score head, at the prompt's last token.
-    Score,
+    /// What the adapter's head says of some spans of the prompt's tokens, in order.
+    Classify {
+        /// What the prompt looks like; the head has to read such texts.
+        rows: RowKind,
+        spans: Vec<Range<usize>>,
+    },
     /// Its hidden states as one vector.
     Embed(Pooling),
 }
@@ -153,8 +160,11 @@ pub enum Output {
         id: u32,
         logprob: Option<TokenLogprob>,
     },
-    /// The only answer of a task of that name, before `Done`.
-    Score(f32),
+    /// The only answer of `Task::Classify`, before `Done`: the head, and its scores of each span.
+    Scores {
+        head: TaskHead,
+        rows: Vec<Vec<f32>>,
+    },
     /// The only answer of `Task::Embed`, before `Done`.
     Embedding(Vec<f32>),
     Done(Finish),
@@ -175,8 +185,8 @@ pub enum EngineError {
     /// It would not fit with all memory to itself.
     #[error("the prompt's keys and values take {bytes} bytes, above this server's limit of {limit} for all of them")]
     Memory { bytes: usize, limit: usize },
-    #[error("a model either writes text or, with a score head, scores it: this one does the other")]
-    Task,
+    #[error("{0}")]
+    Task(&'static str),
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
     /// Its store is too slow, or adapters in use leave no room.

@@ -45,6 +45,8 @@ pub struct Running {
     counted: usize,
     /// What the rows of hidden states come to so far.
     pooled: Vec<f32>,
+    /// What the adapter's head has said so far, span by span.
+    said: Vec<Vec<f32>>,
     /// Of the prompt's tokens so far; none once they are sent.
     prompt_logprobs: Option<Vec<Option<TokenLogprob>>>,
 }
@@ -61,7 +63,8 @@ impl Running {
         let cache = resident.base.cache_within(memory.clone());
         let prompt_logprobs = request.prompt_logprobs.map(|_| vec![None]);
         let generated = Vec::new();
-        let (is_suspect, is_paused, is_begun, rank, counted, pooled) = (false, false, false, 0, 0, Vec::new());
+        let (is_suspect, is_paused, is_begun, rank, counted) = (false, false, false, 0, 0);
+        let (pooled, said) = (Vec::new(), Vec::new());
         let mut new = Self {
             request,
             reply,
@@ -78,6 +81,7 @@ impl Running {
             generated,
             counted,
             pooled,
+            said,
             prompt_logprobs,
         };
         new.chain = Chain::start(&new);
@@ -104,7 +108,9 @@ impl Running {
 
     /// Whether it may begin with what others have read: it asks for nothing of these rows but what follows them.
     pub fn may_share(&self) -> bool {
-        self.cache.is_empty() && self.prompt_logprobs.is_none() && !self.is_embedding()
+        let is_last = |place: usize| place + 1 == self.known();
+        let asks_of_last = self.places().is_none_or(|mut places| places.all(is_last));
+        self.cache.is_empty() && self.prompt_logprobs.is_none() && !self.is_embedding() && asks_of_last
     }
 
     /// Begins with pages that others have read.
@@ -160,11 +166,42 @@ impl Running {
         if self.is_embedding() {
             return n..n;
         }
+        if let Some(places) = self.places() {
+            let first = self.cache.len() - n;
+            let here: Vec<usize> =
+                places.filter(|place| (first..first + n).contains(place)).map(|p| p - first).collect();
+            return here.iter().min().map_or(n..n, |least| *least..here.iter().max().map_or(n, |most| most + 1));
+        }
         match (self.prompt_logprobs.is_some(), self.unread()) {
             (true, _) => 0..n,
             (false, 0) => n - 1..n,
             (false, _) => n..n,
         }
+    }
+
+    /// The tokens that speak for the spans that the adapter's head is asked about, in order.
+    fn places(&self) -> Option<impl Iterator<Item = usize>> {
+        let (Task::Classify { spans, .. }, Some(head)) = (&self.request.task, self.lease.as_ref()?.task_head()) else {
+            return None;
+        };
+        Some(spans.iter().map(|span| head.place(span)))
+    }
+
+    /// Takes the head's scores of the wanted rows; the first of them belongs to the first span not yet spoken of.
+    fn classify(&mut self, rows: &[&[f32]]) {
+        let Some(places) = self.places() else { return };
+        let left: Vec<usize> = places.skip(self.said.len()).collect();
+        let here = left.iter().map_while(|place| rows.get(place - left[0])).map(|row| row.to_vec());
+        let here: Vec<Vec<f32>> = here.collect();
+        self.said.extend(here);
+        if self.unread() > 0 {
+            return;
+        }
+        if let Some(head) = self.lease.as_ref().and_then(|lease| lease.task_head()) {
+            let scores = Output::Scores { head: head.clone(), rows: std::mem::take(&mut self.said) };
+            self.reply.send(scores);
+        }
+        self.reply.done(Finish::Stop);
     }
 
     /// Tokens generated since it was last asked.
@@ -212,12 +249,11 @@ impl Running {
                 }
             }
         }
+        if matches!(self.request.task, Task::Classify { .. }) {
+            return self.classify(rows);
+        }
         if self.unread() > 0 || self.is_embedding() {
             return;
-        }
-        if self.request.task == Task::Score {
-            rows.last().and_then(|row| row.first()).iter().for_each(|score| self.reply.send(Output::Score(**score)));
-            return self.reply.done(Finish::Stop);
         }
         if let Some(found) = self.prompt_logprobs.take() {
             self.reply.send(Output::Prompt(found));
@@ -276,6 +312,7 @@ impl Running {
         self.cache = self.resident.base.cache_within(self.memory.clone());
         self.chain = Chain::start(self);
         self.pooled.clear();
+        self.said.clear();
         if let Some(found) = &mut self.prompt_logprobs {
             found.truncate(1);
         }

@@ -88,7 +88,7 @@ impl EngineRollout {
                 }
                 Some(Output::Done(_)) => return Ok(Completion { ids, is_ended: false }),
                 Some(Output::Failed(error)) => return Err(error.into()),
-                Some(Output::Reused(_) | Output::Prompt(_) | Output::Score(_) | Output::Embedding(_)) => {}
+                Some(Output::Reused(_) | Output::Prompt(_) | Output::Scores { .. } | Output::Embedding(_)) => {}
                 None => bail!("the engine ended a completion without a word"),
             }
         }

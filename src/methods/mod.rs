@@ -151,7 +151,7 @@ pub fn create(spec: &MethodSpec, start: &Start) -> Result<Box<dyn Trainable>, Me
     of(spec).create(start)
 }
 
-/// An adapter to go on training, from its files, with its score head if it has one.
+/// An adapter to go on training, from its files, with its head if it has one.
 pub fn resume(files: &AdapterFiles, base: &Base) -> Result<Box<dyn Trainable>, MethodError> {
     match score::split(files)? {
         Some(parts) => {
@@ -162,7 +162,7 @@ pub fn resume(files: &AdapterFiles, base: &Base) -> Result<Box<dyn Trainable>, M
     }
 }
 
-/// An adapter to serve, from its files, with its score head if it has one.
+/// An adapter to serve, from its files, with its head if it has one.
 pub fn load(files: &AdapterFiles, base: &Base) -> Result<Arc<dyn Hook>, MethodError> {
     match score::split(files)? {
         Some(parts) => {
@@ -181,7 +181,9 @@ pub fn as_lora(files: &AdapterFiles, base: &BaseInfo) -> Result<AdapterFiles, Me
 /// An adapter as a change of the base's weights, from its files.
 pub fn merge(files: &AdapterFiles, base: &Base) -> Result<Box<dyn Merge>, MethodError> {
     if score::split(files)?.is_some() {
-        return Err(MethodError::Unsupported("an adapter with a score head is no language model once merged".into()));
+        return Err(MethodError::Unsupported(
+            "an adapter with a head of its own is no language model once merged".into(),
+        ));
     }
     of(&spec_of(files)?).merge(files, base)
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use super::{linear::Linear, low_rank::LowRanks, mlp::Mlp};
-use crate::domain::{Norm, Site};
+use crate::domain::{Norm, Site, TaskHead};
 
 /// Where a hook is called.
 #[derive(Clone, Copy, Debug)]
@@ -133,9 +133,9 @@ pub trait Hook: Send + Sync {
         candle_core::bail!("the method has no output layer of its own")
     }
 
-    /// Whether the head gives one score for a text in place of the vocabulary's scores: such an adapter writes nothing.
-    fn is_scorer(&self) -> bool {
-        false
+    /// What its head says in place of the vocabulary's scores; such an adapter writes nothing.
+    fn task_head(&self) -> Option<&TaskHead> {
+        None
     }
 
     /// The hook of a pass whose layers run a second time for their gradients (activation checkpointing), where that

@@ -3,6 +3,7 @@
 //! A loss is a sum of terms, each a sum over some unit (tokens, pairs) divided by how many of them the whole
 //! optimiser step has: however the rows are split into micro-batches, each unit weighs the same.
 
+pub mod classification;
 pub mod dpo;
 pub mod grade;
 pub mod grpo;
@@ -75,11 +76,6 @@ pub trait Objective: Send + Sync {
 
     /// Whether it is measured against where the run began.
     fn has_reference(&self) -> bool {
-        false
-    }
-
-    /// Whether it trains a score head over the method.
-    fn has_score(&self) -> bool {
         false
     }
 
@@ -165,15 +161,22 @@ pub fn of(spec: &ObjectiveSpec) -> &dyn Objective {
         ObjectiveSpec::Orpo(spec) => spec,
         ObjectiveSpec::Simpo(spec) => spec,
         ObjectiveSpec::RewardModel(spec) => spec,
+        ObjectiveSpec::SequenceClassification(spec) => spec,
+        ObjectiveSpec::TokenClassification(spec) => spec,
         ObjectiveSpec::Grpo(spec) | ObjectiveSpec::Reinforcement(spec) => spec,
         ObjectiveSpec::Rloo(spec) => spec,
         ObjectiveSpec::Ppo(spec) => spec,
     }
 }
 
-/// Means by name, gathered over passes: sums and how many values they are of.
+/// What passes report by name, gathered over all of them.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Figures(BTreeMap<String, (f64, f64)>);
+pub struct Figures {
+    /// Sums and how many values they are of.
+    sums: BTreeMap<String, (f64, f64)>,
+    /// Of each class: how often it was said rightly, how often it was said, how often it was right.
+    tallies: BTreeMap<String, [u64; 3]>,
+}
 
 impl Figures {
     pub fn add(&mut self, name: impl Into<String>, value: f64) {
@@ -182,30 +185,44 @@ impl Figures {
 
     /// Many values at once, by their sum.
     pub fn add_many(&mut self, name: impl Into<String>, more: f64, by: usize) {
-        let (sum, count) = self.0.entry(name.into()).or_default();
+        let (sum, count) = self.sums.entry(name.into()).or_default();
         *sum += more;
         *count += by as f64;
     }
 
+    /// Whether a class was said and right, was said, and was right.
+    pub fn tally(&mut self, class: &str, of: [bool; 3]) {
+        let tally = self.tallies.entry(class.to_owned()).or_default();
+        tally.iter_mut().zip(of).for_each(|(count, is)| *count += u64::from(is));
+    }
+
     pub fn merge(&mut self, other: Self) {
-        for (name, (more, by)) in other.0 {
-            let (sum, count) = self.0.entry(name).or_default();
+        for (name, (more, by)) in other.sums {
+            let (sum, count) = self.sums.entry(name).or_default();
             *sum += more;
             *count += by;
+        }
+        for (class, more) in other.tallies {
+            let tally = self.tallies.entry(class).or_default();
+            tally.iter_mut().zip(more).for_each(|(count, more)| *count += more);
         }
     }
 
     /// One mean.
     pub fn mean(&self, name: &str) -> Option<f64> {
-        self.0.get(name).map(|(sum, count)| sum / count)
+        self.sums.get(name).map(|(sum, count)| sum / count)
     }
 
-    /// The means; how far rewards stand apart follows from those of the two sides.
+    /// The means; how far rewards stand apart follows from those of the two sides, and F1 from the tallies.
     pub fn means(&self) -> BTreeMap<String, f64> {
         let mut means: BTreeMap<String, f64> =
-            self.0.iter().map(|(name, (sum, count))| (name.clone(), sum / count)).collect();
+            self.sums.iter().map(|(name, (sum, count))| (name.clone(), sum / count)).collect();
         if let (Some(chosen), Some(rejected)) = (means.get("rewards/chosen"), means.get("rewards/rejected")) {
             means.insert("rewards/margins".to_owned(), chosen - rejected);
+        }
+        let f1 = |[hits, said, right]: &[u64; 3]| 2.0 * *hits as f64 / (said + right) as f64;
+        if !self.tallies.is_empty() {
+            means.insert("f1".to_owned(), self.tallies.values().map(f1).sum::<f64>() / self.tallies.len() as f64);
         }
         means
     }

@@ -23,10 +23,6 @@ impl Objective for RewardModelSpec {
         vec![rows.len() as f64]
     }
 
-    fn has_score(&self) -> bool {
-        true
-    }
-
     fn pass(&self, models: &Models, rows: &[&Row]) -> Result<Found> {
         let pairs = pairs(rows);
         let n = pairs.len();

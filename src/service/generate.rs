@@ -178,7 +178,7 @@ impl Generation {
                 self.ended = true;
                 Err(error.into())
             }
-            Some(Output::Reused(_) | Output::Score(_) | Output::Embedding(_)) | None => {
+            Some(Output::Reused(_) | Output::Scores { .. } | Output::Embedding(_)) | None => {
                 self.ended = true;
                 Err(Problem::internal("the engine ended a completion without a word"))
             }

@@ -15,7 +15,7 @@ use crate::{
     data::Format,
     db::{DbError, Wish},
     domain::{
-        Caller, FileReport, Job, JobStatus, MethodSpec, ObjectiveSpec, TrainSpec, Training, id,
+        Caller, FileReport, Job, JobStatus, MethodSpec, ObjectiveSpec, TaskHead, TrainSpec, Training, id,
         spec::{Hyperparameters, TrainingRequest},
     },
     inference::read_adapter,
@@ -101,7 +101,7 @@ impl Service {
         let model = self.model(project, &body.model).await?;
         let base = &model.resident.base.info;
         let method = body.method.clone().unwrap_or_else(|| json!({"type": "supervised"}));
-        let objective = ObjectiveSpec::from_json(&method)?;
+        let mut objective = ObjectiveSpec::from_json(&method)?;
         if let Some(Some(grader)) = objective.grader() {
             let param = objective.grader_path();
             self.check_grader(project, grader, &param).await?;
@@ -123,16 +123,24 @@ impl Service {
         };
         let is_auto = body.adapter.as_ref().map_or(Ok(false), MethodSpec::is_auto)? && model.adapter.is_none();
         let asked = body.adapter.as_ref().filter(|_| !is_auto);
-        let mut adapter = self.adapter_spec(&model, asked, &objective).await?;
+        let mut adapter = self.adapter_spec(&model, asked, &mut objective).await?;
         adapter.check(base)?;
+        if objective.head().is_some() {
+            adapter.check_head(base, objective.type_name())?;
+        }
         let request = TrainingRequest::from_json(body.training.as_ref().unwrap_or(&Value::Null), &hyper)?;
         // Ranges first, so that a wrong number does not wait for the data.
         let checked = Training::resolve(&request, &adapter, base, 0)?;
         let training_file = self.training_file(caller, body, &objective).await?;
         let wanted = Wanted { objective: &objective, max_seq_len: checked.max_seq_len };
         let report = self.usable(project, &model, &training_file, "training_file", &wanted).await?;
+        let labels = labels_of(&objective, &report)?;
         if let Some(file) = &body.validation_file {
-            self.usable(project, &model, file, "validation_file", &wanted).await?;
+            let valid = self.usable(project, &model, file, "validation_file", &wanted).await?;
+            known(&labels, &valid, "validation_file")?;
+        }
+        if objective.labels().is_none() {
+            objective.with_labels(labels);
         }
         let training = Training::resolve(&request, &adapter, base, report.usable_rows)?;
         if model.adapter.is_none() {
@@ -214,7 +222,7 @@ impl Service {
         &self,
         model: &Model,
         asked: Option<&Value>,
-        objective: &ObjectiveSpec,
+        objective: &mut ObjectiveSpec,
     ) -> Result<MethodSpec, Problem> {
         match (&model.adapter, asked) {
             (Some(_), Some(_)) => {
@@ -223,10 +231,9 @@ impl Service {
             }
             (Some(record), None) => {
                 let (_, files) = read_adapter(&self.store, &record.generation).await?;
-                let is_scored = methods::score::is_scored(&files).map_err(|error| Problem::from(error).at("model"))?;
-                if is_scored && !matches!(objective, ObjectiveSpec::RewardModel(_)) {
-                    let message = format!("{} gives scores: only reward_model can train it on", model.name);
-                    return Err(Problem::invalid("model", "adapter_scores", message));
+                let head = methods::score::head(&files).map_err(|error| Problem::from(error).at("model"))?;
+                if let Some(head) = head {
+                    goes_on(&model.name, &head, objective)?;
                 }
                 methods::continued(&files).map_err(|error| Problem::from(error).at("model"))
             }
@@ -288,6 +295,57 @@ fn of_job(error: DbError, id: &str) -> Problem {
         DbError::Conflict(message) => Problem::new(Fault::Invalid, "invalid_job_state", message),
         error => error.into(),
     }
+}
+
+/// Whether an objective trains on a head that is there; it takes the head's labels.
+fn goes_on(model: &str, head: &TaskHead, objective: &mut ObjectiveSpec) -> Result<(), Problem> {
+    if objective.labels().is_none() {
+        objective.with_labels(head.labels().to_vec());
+    }
+    if objective.head().as_ref() == Some(head) {
+        return Ok(());
+    }
+    let (code, reason) = match (head, objective.head()) {
+        (TaskHead::Score, _) => ("adapter_scores", "gives scores: only reward_model can train it on".to_owned()),
+        (TaskHead::Sequence { .. }, Some(TaskHead::Sequence { .. }))
+        | (TaskHead::Token { .. }, Some(TaskHead::Token { .. })) => {
+            ("adapter_labels", format!("has other labels, or reads them elsewhere: {}", head.labels().join(", ")))
+        }
+        (TaskHead::Sequence { .. }, _) => {
+            ("adapter_labels", "labels texts: only sequence_classification can train it on".to_owned())
+        }
+        (TaskHead::Token { .. }, _) => {
+            ("adapter_labels", "tags words: only token_classification can train it on".to_owned())
+        }
+    };
+    Err(Problem::invalid("model", code, format!("{model} {reason}")))
+}
+
+/// The labels of a run: those that the request names, or those of the training file; none for other objectives.
+fn labels_of(objective: &ObjectiveSpec, report: &FileReport) -> Result<Vec<String>, Problem> {
+    if let Some(labels) = objective.labels() {
+        known(labels, report, "training_file")?;
+        return Ok(labels.to_vec());
+    }
+    if let ([one], Some(_)) = (report.labels.as_slice(), objective.head()) {
+        let message = format!("all rows are {}: a classifier needs two labels at least", one.label);
+        return Err(Problem::invalid("training_file", "dataset_one_label", message));
+    }
+    let mut labels: Vec<String> = report.labels.iter().map(|found| found.label.clone()).collect();
+    // By name, or by number where all are numbers.
+    if labels.iter().all(|label| label.parse::<i64>().is_ok()) {
+        labels.sort_by_key(|label| label.parse::<i64>().unwrap_or_default());
+    }
+    Ok(labels)
+}
+
+/// No label of a file is new.
+fn known(labels: &[String], report: &FileReport, param: &str) -> Result<(), Problem> {
+    let strangers = report.labels.iter().filter(|found| !labels.contains(&found.label));
+    let Some(first) = strangers.min_by_key(|found| found.first_line) else { return Ok(()) };
+    let (line, label, known) = (first.first_line, &first.label, labels.join(", "));
+    let message = format!("line {line}: the label {label} is not one of {known}");
+    Err(Problem::invalid(param, "dataset_unknown_label", message))
 }
 
 /// Goes into the model's name: letters, digits, `-`, `_`, `.`, to 64.

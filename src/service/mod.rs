@@ -6,7 +6,7 @@ mod advice;
 mod batches;
 pub mod catalogue;
 pub mod chat;
-mod classify;
+pub mod classify;
 pub mod embed;
 pub mod estimate;
 pub mod feedback;

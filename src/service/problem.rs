@@ -114,7 +114,7 @@ impl From<EngineError> for Problem {
         let (fault, code) = match &error {
             EngineError::Full { .. } => (Fault::Busy, "queue_full"),
             EngineError::Adapter(_) => (Fault::Conflict, "adapter_unusable"),
-            EngineError::Task => return Self::invalid("model", "wrong_task", error.to_string()),
+            EngineError::Task(_) => return Self::invalid("model", "wrong_task", error.to_string()),
             EngineError::TooLarge { .. } => (Fault::Conflict, "adapter_too_large"),
             EngineError::Memory { .. } => (Fault::Invalid, "context_length_exceeded"),
             EngineError::Unavailable(_) => (Fault::Unavailable, "store_unavailable"),

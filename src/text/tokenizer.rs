@@ -1,6 +1,6 @@
 //! Token ids for text, as the base's own tokenizer makes them.
 
-use std::sync::OnceLock;
+use std::{ops::Range, sync::OnceLock};
 
 use tokenizers::{AddedToken, Tokenizer as Pipeline};
 
@@ -109,6 +109,12 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>, TextError> {
         let pipeline = if parse_special { &self.pipeline } else { self.plain() };
         Ok(pipeline.encode_fast(text, false).map_err(failed)?.get_ids().to_vec())
+    }
+
+    /// Ids of `text`, special tokens in it included, each with the bytes of the text that it stands for.
+    pub fn encode_spans(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>, TextError> {
+        let encoded = self.pipeline.encode(text, false).map_err(failed)?;
+        Ok(encoded.get_ids().iter().zip(encoded.get_offsets()).map(|(id, (start, end))| (*id, *start..*end)).collect())
     }
 
     fn plain(&self) -> &Pipeline {

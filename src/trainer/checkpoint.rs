@@ -246,6 +246,12 @@ fn hash_row(hash: &mut Sha256, row: &Row) {
             0.0
         }
         Row::Sampled(sampled) => sampled.advantage,
+        Row::Labelled(marked) | Row::Tagged(marked) => {
+            for mark in &marked.marks {
+                hash.update(format!("{}..{} {}\n", mark.tokens.start, mark.tokens.end, mark.label));
+            }
+            0.0
+        }
     };
     hash.update(said.to_le_bytes());
     for text in row.examples() {

@@ -1,10 +1,7 @@
 //! The rows that a run can use.
 
 use super::{Run, TrainError, order};
-use crate::{
-    data::Row,
-    domain::{Observer, dataset::RowKind},
-};
+use crate::{data::Row, domain::Observer};
 
 pub struct Rows<'a> {
     pub train: Vec<&'a Row>,
@@ -49,13 +46,23 @@ fn usable<'a>(run: &Run, rows: &'a [Row], set: &str, observer: &mut dyn Observer
     let room = run.spec.objective.draw().map_or(0, |draw| draw.max_completion_length as usize);
     let limit = (run.spec.training.max_seq_len as usize).min(context).saturating_sub(room);
     let (fitting, long): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.longest() <= limit);
-    let (trained, idle): (Vec<_>, Vec<_>) = fitting
-        .into_iter()
-        .partition(|row| wanted == RowKind::Prompts || row.examples().all(|text| text.trained() > 0));
+    let (trained, idle): (Vec<_>, Vec<_>) = fitting.into_iter().partition(|row| row.is_trained());
+    if let Some(labels) = run.spec.objective.labels() {
+        check_labels(labels, &trained, set)?;
+    }
     let reasons = [(long.len(), format!("longer than {limit} tokens")), (idle.len(), "without a trained token".into())];
     for (count, reason) in reasons.into_iter().filter(|(count, _)| *count > 0) {
         let text = format!("{count} of {} {set} rows are left out: {reason}", rows.len());
         observer.message("warn", &text).map_err(TrainError::Observer)?;
     }
     Ok(trained)
+}
+
+/// Every row's label has to be one of the head's.
+fn check_labels(labels: &[String], rows: &[&Row], set: &str) -> Result<(), TrainError> {
+    let marks = rows.iter().flat_map(|row| row.marks().iter().map(move |mark| (row, mark)));
+    let Some((row, mark)) = marks.into_iter().find(|(_, mark)| !labels.contains(&mark.label)) else { return Ok(()) };
+    let line = row.examples().map(|text| text.line).next().unwrap_or(0);
+    let text = format!("{set} row of line {line}: {} is not one of {}", mark.label, labels.join(", "));
+    Err(TrainError::Data(text))
 }

@@ -25,8 +25,6 @@ use crate::{
     objectives::{self, Figures, Models, Objective, Online},
 };
 
-const NO_WRITER: &str = "the adapter gives scores; only reward_model can train it on";
-
 pub struct Loop<'a> {
     spec: &'a TrainSpec,
     base: Arc<Base>,
@@ -371,11 +369,12 @@ pub fn method(run: &Run, plan: &Plan) -> Result<Box<dyn Trainable>, TrainError> 
         Some(rate) => methods::value::over(method, &run.base, rate)?,
         None => method,
     };
-    let is_scored = run.start.map_or(Ok(false), methods::score::is_scored)?;
-    match (objectives::of(&run.spec.objective).has_score(), is_scored) {
-        (true, false) => Ok(methods::score::fresh(method, &run.base, run.spec.seed)?),
-        (false, true) => Err(TrainError::Data(NO_WRITER.to_owned())),
-        _ => Ok(method),
+    let there = run.start.map_or(Ok(None), methods::score::head)?;
+    match (run.spec.objective.head(), there) {
+        (None, None) => Ok(method),
+        (Some(head), None) => Ok(methods::score::fresh(method, head, &run.base, run.spec.seed)?),
+        (Some(head), Some(there)) if head == there => Ok(method),
+        _ => Err(TrainError::Data(format!("{} cannot train on the adapter's head", run.spec.objective.type_name()))),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod access;
 mod bad_input;
+mod classification;
 mod embeddings;
 mod estimate;
 mod feedback;

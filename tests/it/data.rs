@@ -1,5 +1,6 @@
 //! Datasets as users write them, good and bad, read for a small random base.
 
+mod labelled;
 mod preference;
 
 use attune::{

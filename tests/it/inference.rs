@@ -190,7 +190,7 @@ impl Answer {
                 self.prompt = found;
             }
             Output::Token { id, logprob } => self.tokens.push((id, logprob)),
-            Output::Score(_) => panic!("a score that nobody asked for"),
+            Output::Scores { .. } => panic!("scores that nobody asked for"),
             Output::Embedding(_) => panic!("an embedding that nobody asked for"),
             Output::Done(finish) => self.end = Some(Ok(finish)),
             Output::Failed(error) => self.end = Some(Err(error)),

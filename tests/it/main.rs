@@ -15,6 +15,7 @@ mod estimate;
 mod experts;
 mod formats;
 mod golden;
+mod heads;
 mod ia3;
 mod inference;
 mod logits;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use attune::{
-    domain::{Control, DoraSpec, MethodSpec, MoeLoraSpec, Site, TrainSpec},
+    domain::{Control, DoraSpec, MethodSpec, MoeLoraSpec, Site, TaskHead, TrainSpec, WordToken},
     methods::{self, AdapterFiles, MethodError, Trainable},
     model::{Base, Batch, Held, Hook, Sequence},
     trainer::Outcome,
@@ -282,20 +282,31 @@ fn every_variable_learns_and_the_base_stays() {
 
 /// Everything but the head is the method's, in the pass and in the files.
 #[test]
-fn a_score_head_leaves_the_method_alone() {
+fn a_head_leaves_the_method_alone() {
+    let labels = || ["a", "b", "c"].map(str::to_owned).to_vec();
+    let heads = [
+        TaskHead::Score,
+        TaskHead::Sequence { labels: labels() },
+        TaskHead::Token { labels: labels(), word_token: WordToken::Last },
+    ];
+    let mut turn = 0;
     each(|_, spec, base| {
+        // Each method over some base with each of them.
+        let head = &heads[turn % 3];
+        turn += 1;
         let plain = shaken(spec, base, 5);
-        let scored = methods::score::fresh(shaken(spec, base, 5), base, 7).unwrap();
+        let scored = methods::score::fresh(shaken(spec, base, 5), head.clone(), base, 7).unwrap();
         assert_eq!(with(base, scored.hook(None).unwrap()), with(base, plain.hook(None).unwrap()));
         let files = scored.export().unwrap();
         let loaded = methods::load(&files, base).unwrap();
-        assert!(loaded.is_scorer());
+        assert_eq!(loaded.task_head(), Some(head));
         let unscored = methods::load(&plain.export().unwrap(), base).unwrap();
         assert_eq!(with(base, loaded.clone()), with(base, unscored));
         let x = Tensor::ones((2, base.info.hidden), candle_core::DType::F32, &Device::Cpu).unwrap();
-        assert_eq!(base.logits(&x, Some(loaded.as_ref())).unwrap().dims(), [2, 1]);
+        assert_eq!(base.logits(&x, Some(loaded.as_ref())).unwrap().dims(), [2, head.width()]);
         let resumed = methods::resume(&files, base).unwrap().export().unwrap();
         assert_eq!(with(base, methods::load(&resumed, base).unwrap()), with(base, loaded));
+        assert_eq!(methods::score::head(&resumed).unwrap().as_ref(), Some(head));
     });
 }
 
@@ -420,7 +431,7 @@ fn files_that_do_not_fit_are_refused_by_name() {
         ("fan_in_fan_out", json!(true)),
         ("layer_replication", json!([[0, 1]])),
         ("init_lora_weights", json!("pissa_niter_4")),
-        ("task_type", json!("TOKEN_CLS")),
+        ("task_type", json!("QUESTION_ANS")),
         ("peft_type", json!("VERA")),
         ("r", json!("3")),
         ("target_modules", json!(7)),

@@ -218,7 +218,7 @@ fn what_we_lack_is_refused_by_name() {
         ("use_qalora", json!(true)),
         ("use_bdlora", json!({"nblocks": 2})),
         ("layers_pattern", json!("blocks")),
-        ("task_type", json!("TOKEN_CLS")),
+        ("task_type", json!("QUESTION_ANS")),
     ];
     for (key, value) in &low_rank {
         for name in ["lora_expression", "adalora"] {
@@ -227,7 +227,7 @@ fn what_we_lack_is_refused_by_name() {
         }
     }
     for (key, value) in
-        [("fan_in_fan_out", json!(true)), ("modules_to_save", json!(["norm"])), ("task_type", json!("TOKEN_CLS"))]
+        [("fan_in_fan_out", json!(true)), ("modules_to_save", json!(["norm"])), ("task_type", json!("QUESTION_ANS"))]
     {
         let text = refusal("ia3", key, &value);
         assert!(text.contains(key), "ia3 {key}: {text}");

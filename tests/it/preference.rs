@@ -6,7 +6,7 @@ use std::{fs, path::PathBuf, sync::Arc};
 use attune::{
     data::{Example, Judged, Pair, Row},
     domain::{
-        ObjectiveSpec, TrainSpec,
+        ObjectiveSpec, TaskHead, TrainSpec,
         spec::{DpoSpec, IpoSpec, KtoSpec, OrpoSpec, RewardModelSpec, SimpoSpec},
     },
     methods::{self, AdapterFiles},
@@ -458,7 +458,7 @@ fn a_score_head_is_pefts() {
     let tensors = safetensors::load_buffer(&files.weights, &Device::Cpu).unwrap();
     assert_eq!(tensors["base_model.model.score.weight"].dims(), [1, base.info.hidden]);
     assert_eq!(methods::resume(&files, &base).unwrap().export().unwrap(), files);
-    assert!(methods::load(&files, &base).unwrap().is_scorer());
+    assert_eq!(methods::load(&files, &base).unwrap().task_head(), Some(&TaskHead::Score));
     assert_eq!(methods::spec_of(&files).unwrap().trainable(&base.info), task.adapter.trainable(&base.info));
     // A continued run begins where the other ended, head and all.
     let (_, on) = finish(&base, &task, &pairs(4, 8), From { start: Some(&files), ..From::default() });
@@ -466,14 +466,16 @@ fn a_score_head_is_pefts() {
     let other = TrainSpec { objective: objective("dpo", &json!({})), ..task.clone() };
     let from = From { start: Some(&files), ..From::default() };
     let error = run(&base, &other, &pairs(4, 8), from, &mut Recorder::default()).unwrap_err();
-    assert!(error.to_string().contains("only reward_model"), "{error}");
-    // Two classes are another task.
+    assert!(error.to_string().contains("dpo cannot train on the adapter's head"), "{error}");
+    // Two rows are two classes: another task.
     let mut wide = tensors.clone();
     let head = &tensors["base_model.model.score.weight"];
     wide.insert("base_model.model.score.weight".into(), candle_core::Tensor::cat(&[head, head], 0).unwrap());
     let dir = tempfile::tempdir().unwrap();
     safetensors::save(&wide, dir.path().join("a")).unwrap();
     let wide = AdapterFiles { weights: fs::read(dir.path().join("a")).unwrap(), ..files };
-    let Err(error) = methods::load(&wide, &base) else { panic!("two classes were taken") };
-    assert!(error.to_string().contains("score.weight has shape [2, 64], not [1, 64]"), "{error}");
+    assert!(matches!(methods::score::head(&wide).unwrap(), Some(TaskHead::Sequence { labels }) if labels.len() == 2));
+    let from = From { start: Some(&wide), ..From::default() };
+    let error = run(&base, &task, &pairs(4, 8), from, &mut Recorder::default()).unwrap_err();
+    assert!(error.to_string().contains("reward_model cannot train on"), "{error}");
 }

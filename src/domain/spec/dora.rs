@@ -36,6 +36,10 @@ impl Knobs for DoraSpec {
         self.0.trainable(base) + targets.iter().map(|target| base.shape(target.site).0 as u64).sum::<u64>()
     }
 
+    fn head_field(&self, base: &BaseInfo) -> Option<&'static str> {
+        self.0.head_field(base)
+    }
+
     fn card(&self) -> Card {
         Card {
             definition: "LoRA with a trained length m for each row of the changed weights: y = m / ‖W + s·BA‖ · \

@@ -163,6 +163,12 @@ impl Knobs for LoraSpec {
         saved + tokens as u64 + self.targets(base).map_or(0, |targets| targets.iter().map(values).sum())
     }
 
+    fn head_field(&self, base: &BaseInfo) -> Option<&'static str> {
+        let is_target = self.selection().ends().is_ok_and(|ends| ends.contains(&Site::Head));
+        let is_saved = || self.saved(base).is_ok_and(|saved| saved.contains(&SavedModule::Head));
+        if is_target { Some("target_modules") } else { is_saved().then_some("modules_to_save") }
+    }
+
     fn card(&self) -> Card {
         Card {
             definition: "Two low-rank matrices beside each targeted linear: y = x Wᵀ + (alpha / r) · (x Aᵀ) Bᵀ \

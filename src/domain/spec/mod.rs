@@ -36,8 +36,9 @@ pub use ia3::{Ia3Spec, Ia3Target};
 pub use lora::{LoraInit, LoraInitName, LoraSpec, LoraTarget};
 pub use moe_lora::{MoeLoraSpec, MoeVariant, is_feed_forward};
 pub use objective::{
-    DpoLoss, DpoSpec, Draw, GrpoLoss, GrpoSpec, IpoSpec, KtoSpec, ObjectiveCard, ObjectiveSpec, OrpoSpec, PpoSpec,
-    RewardModelSpec, RlooSpec, ScaleRewards, SimpoSpec, SupervisedSpec,
+    DpoLoss, DpoSpec, Draw, GrpoLoss, GrpoSpec, IpoSpec, KtoSpec, MAX_LABEL, MAX_LABELS, ObjectiveCard, ObjectiveSpec,
+    OrpoSpec, PpoSpec, RewardModelSpec, RlooSpec, ScaleRewards, SequenceClassificationSpec, SimpoSpec, SupervisedSpec,
+    TokenClassificationSpec, fits as label_fits,
 };
 pub use p_tuning::{PTuningSpec, Reparameterization};
 pub use prefix_tuning::{PTuningV2Spec, PrefixInit, PrefixTuningSpec};
@@ -136,6 +137,12 @@ pub trait Knobs {
     /// Places of the context that it takes before the text.
     fn virtual_tokens(&self) -> usize {
         0
+    }
+
+    /// The field by which it changes the output layer.
+    fn head_field(&self, base: &BaseInfo) -> Option<&'static str> {
+        _ = base;
+        None
     }
 
     /// What users read before they choose.
@@ -256,6 +263,13 @@ impl MethodSpec {
     /// Ranges, and what needs the base: rank against shapes, targets that match nothing.
     pub fn check(&self, base: &BaseInfo) -> Result<(), SpecError> {
         self.knobs().check(base)
+    }
+
+    /// Whether an objective's own head can take the output layer's place.
+    pub fn check_head(&self, base: &BaseInfo, objective: &str) -> Result<(), SpecError> {
+        let Some(field) = self.knobs().head_field(base) else { return Ok(()) };
+        let message = format!("{objective} has a head of its own in the place of lm_head, which {field} would train");
+        Err(SpecError::new(read::join("adapter", field), "spec_conflict", message))
     }
 
     /// The number of trained values on this base.

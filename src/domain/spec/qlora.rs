@@ -102,6 +102,10 @@ impl Knobs for QloraSpec {
         self.lora.trainable(base)
     }
 
+    fn head_field(&self, base: &BaseInfo) -> Option<&'static str> {
+        self.lora.head_field(base)
+    }
+
     fn card(&self) -> Card {
         Card {
             definition: "LoRA on every linear of a frozen base in 4 bits, NF4 or a GGUF Q4 format: \

@@ -5,24 +5,31 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use crate::{
-    domain::{Norm, Site},
+    domain::{Norm, Site, TaskHead},
     model::{At, Hook, Linear, LowRanks, mlp::Mlp},
 };
 
 pub struct Scored {
     pub inner: Arc<dyn Hook>,
-    /// `(1, hidden)`
-    pub score: Tensor,
+    pub head: Arc<TaskHead>,
+    /// `(labels, hidden)`
+    pub weight: Tensor,
+    /// `(labels)`
+    pub bias: Option<Tensor>,
 }
 
 impl Hook for Scored {
-    /// `(rows, hidden) → (rows, 1)`
+    /// `(rows, hidden) → (rows, labels)`
     fn head(&self, x: &Tensor, _: &Linear) -> Result<Option<Tensor>> {
-        x.matmul(&self.score.to_device(x.device())?.t()?).map(Some)
+        let scores = x.matmul(&self.weight.to_device(x.device())?.t()?)?;
+        match &self.bias {
+            Some(bias) => scores.broadcast_add(&bias.to_device(x.device())?).map(Some),
+            None => Ok(Some(scores)),
+        }
     }
 
-    fn is_scorer(&self) -> bool {
-        true
+    fn task_head(&self) -> Option<&TaskHead> {
+        Some(&self.head)
     }
 
     fn virtual_tokens(&self) -> usize {
@@ -79,6 +86,11 @@ impl Hook for Scored {
 
     fn norm(&self, place: Norm) -> Option<Tensor> {
         self.inner.norm(place)
+    }
+
+    fn again(&self) -> Option<Arc<dyn Hook>> {
+        let (head, weight, bias) = (self.head.clone(), self.weight.clone(), self.bias.clone());
+        self.inner.again().map(|inner| Arc::new(Scored { inner, head, weight, bias }) as Arc<dyn Hook>)
     }
 
     fn penalty(&self) -> Result<Option<Tensor>> {

@@ -1,7 +1,9 @@
-//! A score head over any method: one number for a text, read at its last token (PEFT's `SEQ_CLS` files).
+//! A head of its own over any method: scores of a text, or of each word (PEFT's `SEQ_CLS` and `TOKEN_CLS` files).
 //!
-//! `score = h w`, `h: (rows, hidden)` the normed hidden rows, `w: (1, hidden)` stored as the tensor `score.weight`
-//! beside the method's own. The rest of the files is the method's, unchanged.
+//! `scores = h Wᵀ (+ b)`, `h: (rows, hidden)` the normed hidden rows, `W: (labels, hidden)` and `b: (labels)` stored as
+//! `score.weight` and `score.bias` beside the method's own tensors. Hugging Face's heads of texts have no bias, those
+//! of tokens have one. The labels' names stand in the config as `id2label`, a key that PEFT passes over; the rest of
+//! the files is the method's, unchanged.
 
 mod hook;
 
@@ -12,126 +14,183 @@ use serde_json::{Map, Value, json};
 
 use super::{AdapterFiles, MethodError, Named, Stepped, Trainable, file};
 use crate::{
-    domain::rng::Stream,
+    domain::{TaskHead, WordToken, rng::Stream},
     model::{Base, Hook},
 };
 use hook::Scored;
 
 /// The stream of the head's first values in the run's seed.
 const HEAD: u64 = 0x5343_4f52;
-const TASK: &str = "SEQ_CLS";
 /// PEFT names both, whatever the base calls its head.
 const MODULES: [&str; 2] = ["classifier", "score"];
-/// Under methods that change weights, and under those that only put rows before the text.
-const NAMES: [&str; 2] = ["base_model.model.score.weight", "base_model.score.weight"];
+/// Methods that only put rows before the text have a name less in their paths.
 const PROMPTS: [&str; 3] = ["PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"];
 
-/// A method with a score head, while it is trained.
+/// A method with a head, while it is trained.
 struct Training {
     inner: Box<dyn Trainable>,
-    name: &'static str,
-    score: Var,
+    head: Arc<TaskHead>,
+    /// The head's tensors by their names in files: the weight, and the bias if there is one.
+    variables: Vec<(String, Var)>,
 }
 
-/// Whether the files have a score head.
-pub fn is_scored(files: &AdapterFiles) -> Result<bool, MethodError> {
-    let task: Option<String> = file::field(&file::config(files)?, "task_type")?;
-    Ok(task.as_deref() == Some(TASK))
+/// The head that the files have, if any.
+pub fn head(files: &AdapterFiles) -> Result<Option<TaskHead>, MethodError> {
+    Ok(split(files)?.map(|parts| parts.head))
 }
 
 /// A fresh head over a method: normal numbers of deviation `1/√(hidden + 1)`, so that first scores are small.
-pub fn fresh(inner: Box<dyn Trainable>, base: &Base, seed: u64) -> Result<Box<dyn Trainable>, MethodError> {
-    let hidden = base.info.hidden;
+pub fn fresh(
+    inner: Box<dyn Trainable>,
+    head: TaskHead,
+    base: &Base,
+    seed: u64,
+) -> Result<Box<dyn Trainable>, MethodError> {
+    let (width, hidden) = (head.width(), base.info.hidden);
     let deviation = 1.0 / (hidden as f32 + 1.0).sqrt();
-    let values: Vec<f32> = Stream::new(seed, HEAD).normals(hidden).map(|x| x * deviation).collect();
-    let name = name_for(&file::config(&inner.export()?)?);
-    over(inner, name, values)
+    let values: Vec<f32> = Stream::new(seed, HEAD).normals(width * hidden).map(|x| x * deviation).collect();
+    let module = format!("{}score", prefix(&file::config(&inner.export()?)?));
+    let mut tensors = vec![(format!("{module}.weight"), vec![width, hidden], values)];
+    if head.has_bias() {
+        tensors.push((format!("{module}.bias"), vec![width], vec![0.0; width]));
+    }
+    over(inner, head, tensors)
 }
 
-/// The method's own files and the head's values, taken apart.
+/// The method's own files and the head, taken apart.
 pub struct Parts {
     pub files: AdapterFiles,
-    name: &'static str,
-    shape: Vec<usize>,
-    values: Vec<f32>,
+    head: TaskHead,
+    /// The weight, and the bias if there is one.
+    tensors: Vec<Named>,
 }
 
-/// Takes files with a score head apart; none where there is no head.
+/// Takes files with a head apart; none where there is no head.
 pub fn split(files: &AdapterFiles) -> Result<Option<Parts>, MethodError> {
-    if !is_scored(files)? {
-        return Ok(None);
-    }
     let mut config = file::config(files)?;
-    let name = name_for(&config);
+    let task: Option<String> = file::field(&config, "task_type")?;
+    let is_of_tokens = match task.as_deref() {
+        Some("SEQ_CLS") => false,
+        Some("TOKEN_CLS") => true,
+        _ => return Ok(None),
+    };
+    let prefix = prefix(&config);
+    let shapes = file::shapes(&files.weights)?;
+    let all = file::tensors(&files.weights, &shapes)?;
+    let names = MODULES.map(|module| ["weight", "bias"].map(|kind| format!("{prefix}{module}.{kind}")));
+    let (mut tensors, rest): (Vec<Named>, _) = (shapes.into_iter().zip(all))
+        .map(|((name, shape), values)| (name, shape, values))
+        .partition(|(found, ..)| names.iter().flatten().any(|name| name == found));
+    // The weight first; of one module.
+    tensors.sort_by_key(|(name, ..)| names.iter().flatten().position(|known| known == name));
+    let Some((first, shape, _)) = tensors.first().filter(|(name, ..)| name.ends_with(".weight")) else {
+        return Err(MethodError::Mismatch(format!("tensor {prefix}score.weight is missing")));
+    };
+    let module = first.trim_end_matches("weight");
+    if let Some((name, ..)) = tensors.iter().find(|(name, ..)| !name.starts_with(module)) {
+        return Err(MethodError::Mismatch(format!("tensors {first} and {name} are two heads")));
+    }
+    let labels = labels(&config, shape.first().copied().unwrap_or(0))?;
+    let head = match (is_of_tokens, labels) {
+        (true, labels) => {
+            // Hugging Face's recipes tag a word at its first token; ours say where.
+            let word_token = file::field(&config, "word_token")?.unwrap_or(WordToken::First);
+            TaskHead::Token { labels, word_token }
+        }
+        (false, labels) if labels.len() == 1 => TaskHead::Score,
+        (false, labels) => TaskHead::Sequence { labels },
+    };
+    ["id2label", "word_token"].iter().for_each(|key| _ = config.shift_remove(*key));
     config.insert("task_type".to_owned(), json!("CAUSAL_LM"));
     if let Some(Value::Array(modules)) = config.get_mut("modules_to_save") {
         modules.retain(|module| !MODULES.iter().any(|ours| module == ours));
     }
-    let shapes = file::shapes(&files.weights)?;
-    let all = file::tensors(&files.weights, &shapes)?;
-    let (head, rest): (Vec<Named>, _) = (shapes.into_iter().zip(all))
-        .map(|((name, shape), values)| (name, shape, values))
-        .partition(|(found, ..)| found == name);
-    let Some((_, shape, values)) = head.into_iter().next() else {
-        return Err(MethodError::Mismatch(format!("tensor {name} is missing")));
-    };
     let config = serde_json::to_vec(&config).map_err(|error| MethodError::Mismatch(error.to_string()))?;
-    Ok(Some(Parts { files: AdapterFiles { config, weights: file::tensor_bytes(&rest) }, name, shape, values }))
+    Ok(Some(Parts { files: AdapterFiles { config, weights: file::tensor_bytes(&rest) }, head, tensors }))
+}
+
+/// The names in `id2label`, a key a row; Hugging Face's where the file has none.
+fn labels(config: &Map<String, Value>, width: usize) -> Result<Vec<String>, MethodError> {
+    let Some(Value::Object(named)) = config.get("id2label").filter(|value| !value.is_null()) else {
+        return Ok((0..width).map(|i| format!("LABEL_{i}")).collect());
+    };
+    let name = |i: usize| named.get(&i.to_string()).and_then(Value::as_str).map(str::to_owned);
+    let names: Option<Vec<String>> = (0..width).map(name).collect();
+    let fits = |names: &Vec<String>| {
+        named.len() == width && names.iter().enumerate().all(|(i, name)| !names[..i].contains(name))
+    };
+    names.filter(fits).ok_or_else(|| {
+        let message =
+            format!("adapter_config.json: id2label is not a name of its own for each of the head's {width} rows");
+        MethodError::Mismatch(message)
+    })
 }
 
 impl Parts {
     /// A method made of the rest, with its head, to go on training.
     pub fn resume(self, inner: Box<dyn Trainable>, base: &Base) -> Result<Box<dyn Trainable>, MethodError> {
         self.check(base)?;
-        over(inner, self.name, self.values)
+        over(inner, self.head, self.tensors)
     }
 
     /// The same to serve.
     pub fn load(self, inner: Arc<dyn Hook>, base: &Base) -> Result<Arc<dyn Hook>, MethodError> {
         self.check(base)?;
-        let width = self.values.len();
-        Ok(Arc::new(Scored { inner, score: Tensor::from_vec(self.values, (1, width), &Device::Cpu)? }))
+        let tensors = self.tensors.into_iter().map(|(_, shape, values)| Tensor::from_vec(values, shape, &Device::Cpu));
+        let mut tensors = tensors.collect::<Result<Vec<_>, _>>()?;
+        let bias = if tensors.len() > 1 { tensors.pop() } else { None };
+        let Some(weight) = tensors.pop() else {
+            return Err(MethodError::Mismatch("the head has no weight".to_owned()));
+        };
+        Ok(Arc::new(Scored { inner, head: Arc::new(self.head), weight, bias }))
     }
 
-    /// One score: heads of several classes are not for us.
     fn check(&self, base: &Base) -> Result<(), MethodError> {
-        let (found, wanted) = (&self.shape, [1, base.info.hidden]);
-        if *found == wanted {
-            return Ok(());
+        let width = self.head.width();
+        let wanted = [vec![width, base.info.hidden], vec![width]];
+        for ((name, found, _), wanted) in self.tensors.iter().zip(wanted) {
+            if *found != wanted {
+                return Err(MethodError::Mismatch(format!("tensor {name} has shape {found:?}, not {wanted:?}")));
+            }
         }
-        Err(MethodError::Mismatch(format!("tensor {} has shape {found:?}, not {wanted:?}", self.name)))
+        Ok(())
     }
 }
 
-fn over(inner: Box<dyn Trainable>, name: &'static str, values: Vec<f32>) -> Result<Box<dyn Trainable>, MethodError> {
-    let width = values.len();
-    let score = Var::from_tensor(&Tensor::from_vec(values, (1, width), &Device::Cpu)?)?;
-    Ok(Box::new(Training { inner, name, score }))
+fn over(inner: Box<dyn Trainable>, head: TaskHead, tensors: Vec<Named>) -> Result<Box<dyn Trainable>, MethodError> {
+    let (names, values) = tensors.into_iter().map(|(name, shape, values)| ((name, shape), values)).unzip();
+    Ok(Box::new(Training { inner, head: Arc::new(head), variables: file::variables(names, values)? }))
 }
 
-fn name_for(config: &Map<String, Value>) -> &'static str {
+/// What stands before the head's name.
+fn prefix(config: &Map<String, Value>) -> &'static str {
     let is_prompt = config.get("peft_type").and_then(Value::as_str).is_some_and(|name| PROMPTS.contains(&name));
-    NAMES[usize::from(is_prompt)]
+    if is_prompt { "base_model." } else { "base_model.model." }
 }
 
 impl Trainable for Training {
     fn hook(&self, train: Option<u64>) -> Result<Arc<dyn Hook>, candle_core::Error> {
-        Ok(Arc::new(Scored { inner: self.inner.hook(train)?, score: self.score.as_tensor().clone() }))
+        let mut tensors = self.variables.iter().map(|(_, variable)| variable.as_tensor().clone());
+        let (Some(weight), bias) = (tensors.next(), tensors.next()) else {
+            candle_core::bail!("the head has no weight")
+        };
+        Ok(Arc::new(Scored { inner: self.inner.hook(train)?, head: self.head.clone(), weight, bias }))
     }
 
     fn variables(&self) -> Vec<(String, Var)> {
         let mut variables = self.inner.variables();
-        variables.push((self.name.to_owned(), self.score.clone()));
+        variables.extend(self.variables.iter().cloned());
         variables
     }
 
     fn rate(&self, name: &str, peak: f64) -> f64 {
-        if name == self.name { 1.0 } else { self.inner.rate(name, peak) }
+        let is_own = self.variables.iter().any(|(own, _)| own == name);
+        if is_own { 1.0 } else { self.inner.rate(name, peak) }
     }
 
     fn stepped(&mut self, step: &Stepped) -> Result<(), MethodError> {
-        let gradients = step.gradients.split_last().map_or(step.gradients, |(_, inner)| inner);
-        self.inner.stepped(&Stepped { gradients, ..*step })
+        let inner = step.gradients.len().saturating_sub(self.variables.len());
+        self.inner.stepped(&Stepped { gradients: &step.gradients[..inner], ..*step })
     }
 
     fn state(&self) -> Vec<Named> {
@@ -145,17 +204,28 @@ impl Trainable for Training {
     fn export(&self) -> Result<AdapterFiles, MethodError> {
         let files = self.inner.export()?;
         let mut config = file::config(&files)?;
-        config.insert("task_type".to_owned(), json!(TASK));
+        config.insert("task_type".to_owned(), json!(self.head.task_type()));
         let mut modules: Vec<Value> = MODULES.iter().map(|module| json!(module)).collect();
         if let Some(Value::Array(own)) = config.get("modules_to_save") {
             modules.extend(own.iter().cloned());
         }
         config.insert("modules_to_save".to_owned(), json!(modules));
+        let labels = self.head.labels();
+        if !labels.is_empty() {
+            let named: Map<String, Value> =
+                labels.iter().enumerate().map(|(i, label)| (i.to_string(), json!(label))).collect();
+            config.insert("id2label".to_owned(), Value::Object(named));
+        }
+        if let TaskHead::Token { word_token, .. } = self.head.as_ref() {
+            config.insert("word_token".to_owned(), json!(word_token));
+        }
         let shapes = file::shapes(&files.weights)?;
         let all = file::tensors(&files.weights, &shapes)?;
         let mut tensors: Vec<Named> =
             shapes.into_iter().zip(all).map(|((name, shape), values)| (name, shape, values)).collect();
-        tensors.push((self.name.to_owned(), self.score.dims().to_vec(), self.score.flatten_all()?.to_vec1()?));
+        for (name, variable) in &self.variables {
+            tensors.push((name.clone(), variable.dims().to_vec(), variable.flatten_all()?.to_vec1()?));
+        }
         let config = config.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
         Ok(AdapterFiles { config: file::config_bytes(&config), weights: file::tensor_bytes(&tensors) })
     }

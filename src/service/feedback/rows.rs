@@ -50,6 +50,11 @@ impl RowFormat {
                     format!("{name} learns from its grader, not from feedback: name a training_file of prompts");
                 Err(Problem::invalid("feedback", "unsupported_parameter", message))
             }
+            RowKind::Labelled | RowKind::Tagged => {
+                let name = objective.type_name();
+                let message = format!("nobody says in feedback what texts are called: {name} needs a training_file");
+                Err(Problem::invalid("feedback", "unsupported_parameter", message))
+            }
         }
     }
 }

@@ -58,8 +58,8 @@ fn pass(base: &Base, method: &dyn Trainable, keep: Keep, row: &Example) -> Resul
     let hook = method.hook(key)?;
     let sequences = vec![Sequence { tokens: &row.ids, hook: Some(hook.clone()), cache: None }];
     let hidden = tape.forward(base, Batch { sequences, train: key })?;
-    // A head of one score has no words to be wrong about.
-    let loss = match hook.is_scorer() {
+    // A head of scores or labels has no words to be wrong about.
+    let loss = match hook.task_head().is_some() {
         true => base.logits(&hidden, Some(hook.as_ref()))?.sum_all()?,
         false => base.cross_entropy(&hidden, &supervised::targets([row.labels.as_slice()]), Some(hook.as_ref()))?.loss,
     };

@@ -1,5 +1,6 @@
 //! What is optimised, as the request's `method` object names it.
 
+mod classification;
 mod online;
 mod ppo;
 mod preference;
@@ -12,8 +13,9 @@ use super::{
     Grader, Hyperparameters, SpecError, Training,
     read::{self, fields, join, out_of_range},
 };
-use crate::domain::dataset::RowKind;
+use crate::domain::{TaskHead, dataset::RowKind};
 
+pub use classification::{MAX_LABEL, MAX_LABELS, SequenceClassificationSpec, TokenClassificationSpec, fits};
 pub use online::{Draw, GrpoLoss, GrpoSpec, RlooSpec, ScaleRewards};
 pub use ppo::PpoSpec;
 pub use preference::{DpoLoss, DpoSpec, IpoSpec, KtoSpec, OrpoSpec, RewardModelSpec, SimpoSpec};
@@ -31,6 +33,8 @@ const OBJECTIVES: &[(&str, Read)] = &[
     ("orpo", |value, path| read_as(value, path, ObjectiveSpec::Orpo)),
     ("simpo", |value, path| read_as(value, path, ObjectiveSpec::Simpo)),
     ("reward_model", |value, path| read_as(value, path, ObjectiveSpec::RewardModel)),
+    ("sequence_classification", |value, path| read_as(value, path, ObjectiveSpec::SequenceClassification)),
+    ("token_classification", |value, path| read_as(value, path, ObjectiveSpec::TokenClassification)),
     ("grpo", |value, path| read_as(value, path, ObjectiveSpec::Grpo)),
     ("rloo", |value, path| read_as(value, path, ObjectiveSpec::Rloo)),
     ("ppo", |value, path| read_as(value, path, ObjectiveSpec::Ppo)),
@@ -52,6 +56,8 @@ pub enum ObjectiveSpec {
     Orpo(OrpoSpec),
     Simpo(SimpoSpec),
     RewardModel(RewardModelSpec),
+    SequenceClassification(SequenceClassificationSpec),
+    TokenClassification(TokenClassificationSpec),
     Grpo(GrpoSpec),
     Rloo(RlooSpec),
     Ppo(PpoSpec),
@@ -98,6 +104,11 @@ pub trait Aim {
         None
     }
 
+    /// What rows may be called, for objectives that learn that; none while nobody has said it.
+    fn labels(&self) -> Option<&[String]> {
+        None
+    }
+
     /// How completions are drawn, for objectives that learn from them.
     fn draw(&self) -> Option<Draw> {
         None
@@ -125,6 +136,8 @@ impl ObjectiveSpec {
             ObjectiveSpec::Orpo(spec) => spec,
             ObjectiveSpec::Simpo(spec) => spec,
             ObjectiveSpec::RewardModel(spec) => spec,
+            ObjectiveSpec::SequenceClassification(spec) => spec,
+            ObjectiveSpec::TokenClassification(spec) => spec,
             ObjectiveSpec::Grpo(spec) | ObjectiveSpec::Reinforcement(spec) => spec,
             ObjectiveSpec::Rloo(spec) => spec,
             ObjectiveSpec::Ppo(spec) => spec,
@@ -141,6 +154,8 @@ impl ObjectiveSpec {
             ObjectiveSpec::Orpo(_) => "orpo",
             ObjectiveSpec::Simpo(_) => "simpo",
             ObjectiveSpec::RewardModel(_) => "reward_model",
+            ObjectiveSpec::SequenceClassification(_) => "sequence_classification",
+            ObjectiveSpec::TokenClassification(_) => "token_classification",
             ObjectiveSpec::Grpo(_) => "grpo",
             ObjectiveSpec::Rloo(_) => "rloo",
             ObjectiveSpec::Ppo(_) => "ppo",
@@ -156,6 +171,31 @@ impl ObjectiveSpec {
     /// What it reads of a dataset.
     pub fn rows(&self) -> RowKind {
         self.aim().rows()
+    }
+
+    /// What rows may be called, for objectives that learn that; none while nobody has said it.
+    pub fn labels(&self) -> Option<&[String]> {
+        self.aim().labels()
+    }
+
+    /// Takes the labels of the training file.
+    pub fn with_labels(&mut self, labels: Vec<String>) {
+        match self {
+            ObjectiveSpec::SequenceClassification(spec) => spec.labels = Some(labels),
+            ObjectiveSpec::TokenClassification(spec) => spec.labels = Some(labels),
+            _ => {}
+        }
+    }
+
+    /// The head that it trains over the method; none where it needs none.
+    pub fn head(&self) -> Option<TaskHead> {
+        let labels = self.labels().unwrap_or_default().to_vec();
+        match self {
+            ObjectiveSpec::RewardModel(_) => Some(TaskHead::Score),
+            ObjectiveSpec::SequenceClassification(_) => Some(TaskHead::Sequence { labels }),
+            ObjectiveSpec::TokenClassification(spec) => Some(TaskHead::Token { labels, word_token: spec.word_token }),
+            _ => None,
+        }
     }
 
     /// The learning rate that a job gets when it names none, as a multiple of the method's.
