@@ -51,7 +51,7 @@ impl Seat {
         let mut outputs = self.submit(request).await?;
         let mut ids = Vec::new();
         loop {
-            match outputs.recv().await {
+            match heard(&mut outputs).await {
                 Some(Output::Token { id, .. }) => ids.push(id),
                 Some(Output::Done(_)) => break,
                 other => return Err(broken(other)),
@@ -66,7 +66,7 @@ impl Seat {
         self.room(prompt, 1)?;
         let vocab = self.resident.base.info.vocab;
         let mut outputs = self.submit(Request { logprobs: Some(vocab), ..self.request(prompt) }).await?;
-        match outputs.recv().await {
+        match heard(&mut outputs).await {
             Some(Output::Token { logprob: Some(found), .. }) => {
                 let mut all = vec![0.0; vocab];
                 for (id, logprob) in found.top {
@@ -115,6 +115,16 @@ impl Seat {
                 Err(EngineError::Full { .. }) => tokio::time::sleep(PATIENCE).await,
                 other => return other.map_err(|error| error.to_string()),
             }
+        }
+    }
+}
+
+/// What comes next, but for what is said of the prompt.
+async fn heard(outputs: &mut Receiver<Output>) -> Option<Output> {
+    loop {
+        match outputs.recv().await {
+            Some(Output::Reused(_) | Output::Prompt(_)) => {}
+            other => return other,
         }
     }
 }

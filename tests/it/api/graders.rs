@@ -184,6 +184,27 @@ async fn a_job_learns_from_a_service_that_is_silent_at_times() {
     );
 }
 
+/// The base judges what is learnt on it, by the probabilities of its scores; nothing is drawn for that.
+#[tokio::test]
+async fn a_job_learns_from_what_its_own_base_expects() {
+    let server = Server::start();
+    let client = server.client();
+    let file = client.upload(rows(4)).await.ok()["id"].as_str().unwrap().to_owned();
+    let judge = score_model(json!({"scoring": "expected"}));
+    let queued = client.post(JOBS, &job(&file, judge, json!({"max_ungraded": 1}))).await.ok();
+    let id = queued["id"].as_str().unwrap();
+    let events = client.events(id, None).await;
+    let ended = client.get(&format!("{JOBS}/{id}")).await.ok();
+    assert_eq!(ended["status"], "succeeded", "{ended}");
+    let metrics: Vec<&Value> =
+        events.iter().map(|(_, event)| &event["data"]).filter(|data| data["train_loss"].is_f64()).collect();
+    assert_eq!(metrics.len(), 2);
+    for step in metrics {
+        let (reward, deviation) = (step["reward"].as_f64().unwrap(), step["reward_std"].as_f64().unwrap());
+        assert!((-1.0..=1.0).contains(&reward) && deviation > 0.0, "{step}");
+    }
+}
+
 #[tokio::test]
 async fn what_is_wrong_with_a_judge_is_said_by_field() {
     let server = Server::start();
