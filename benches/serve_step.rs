@@ -159,6 +159,7 @@ fn request(prompt: usize, max_tokens: usize, adapter: Option<&AdapterRef>, seed:
         grammar: None,
         task: Task::Complete,
         is_background: false,
+        deadline: None,
     }
 }
 

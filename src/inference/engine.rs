@@ -93,6 +93,21 @@ impl State {
         self.running.is_empty() && self.ready.is_empty()
     }
 
+    /// What nobody wants any more fails before it has spoken, and ends after.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        let is_late = |request: &Request| request.deadline.is_some_and(|deadline| deadline <= now);
+        for waiting in self.cold.iter_mut().filter(|waiting| is_late(&waiting.request)) {
+            waiting.reply.fail(EngineError::Timeout);
+        }
+        for late in self.ready.iter_mut().chain(&mut self.running).filter(|running| is_late(&running.request)) {
+            match late.has_spoken() {
+                true => late.reply.done(Finish::Length),
+                false => late.reply.fail(EngineError::Timeout),
+            }
+        }
+    }
+
     /// Whoever went away frees the place and the adapter at once.
     fn forget_the_gone(&mut self) {
         self.ready.retain(|ready| !ready.reply.is_ended());
@@ -107,6 +122,7 @@ impl Engine {
         let mut state = State::default();
         let serving = self.turns.serving();
         while self.listen(&mut state) {
+            state.expire();
             state.forget_the_gone();
             self.warm(&mut state);
             self.admit(&mut state);

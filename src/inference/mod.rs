@@ -17,7 +17,10 @@ mod sample;
 mod sequence;
 mod worth;
 
-use std::{ops::Range, time::Duration};
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use crate::{
     domain::{AdapterRecord, TaskHead, dataset::RowKind},
@@ -55,6 +58,8 @@ pub struct Request {
     pub grammar: Option<Grammar>,
     /// Waits until nothing else does.
     pub is_background: bool,
+    /// When nobody wants it any more: what has not begun to speak fails, what has ends there.
+    pub deadline: Option<Instant>,
 }
 
 /// What a request wants of its prompt.
@@ -187,6 +192,8 @@ pub enum EngineError {
     Memory { bytes: usize, limit: usize },
     #[error("{0}")]
     Task(&'static str),
+    #[error("the request's timeout passed before its answer began")]
+    Timeout,
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
     /// Its store is too slow, or adapters in use leave no room.

@@ -67,6 +67,7 @@ impl EngineRollout {
             task: Task::Complete,
             grammar: None,
             is_background: true,
+            deadline: None,
         };
         loop {
             match self.engine.submit_with(request.clone(), policy.lease.clone()) {

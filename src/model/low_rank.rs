@@ -1,8 +1,12 @@
-//! Low-rank changes of frozen linears while they are served, for any number of adapters at once.
+//! Low-rank changes and factors of frozen linears while they are served, for any number of adapters at once.
 
-use std::{cell::RefCell, ops::Range, sync::OnceLock};
+use std::{
+    cell::RefCell,
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
 
-use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Result, Tensor};
+use candle_core::{CpuStorage, Device, InplaceOp1, InplaceOp2, Layout, Result, Tensor};
 use half::bf16;
 use rayon::prelude::*;
 
@@ -62,7 +66,26 @@ impl Factor {
     }
 }
 
-/// `y + s · (x Aᵀ) Bᵀ` with `A: (r, in)`, `B: (out, r)`.
+/// Factors `g: (out)` of a linear's output (DoRA, IA3).
+struct Factors {
+    g: Vec<f32>,
+    /// What is not multiplied.
+    bias: Option<Arc<[f32]>>,
+}
+
+impl Factors {
+    /// Where `g` is 1, `y` stays to the bit.
+    fn apply(&self, y: &mut [f32]) {
+        match &self.bias {
+            None => y.iter_mut().zip(&self.g).for_each(|(y, g)| *y *= g),
+            Some(bias) => {
+                y.iter_mut().zip(self.g.iter().zip(bias.iter())).for_each(|(y, (g, b))| *y += (g - 1.0) * (*y - b))
+            }
+        }
+    }
+}
+
+/// `g ⊙ (y + s · (x Aᵀ) Bᵀ)` with `A: (r, in)`, `B: (out, r)`; r may be 0, and g be missing.
 pub struct LowRank {
     rank: usize,
     inputs: usize,
@@ -73,6 +96,7 @@ pub struct LowRank {
     b: Factor,
     /// A and B on another device than the CPU, once somebody asked.
     placed: OnceLock<[Tensor; 2]>,
+    factors: Option<Factors>,
 }
 
 impl LowRank {
@@ -83,7 +107,7 @@ impl LowRank {
         assert!(a.len() == rank * inputs && b.len() == rank * outputs, "factors do not fit");
         let b = kernels::transpose(Mat::new(b, outputs, rank));
         let (a, b) = (Factor::new(a, compute), Factor::new(b, compute));
-        Self { rank, inputs, outputs, scale: scale as f32, a, b, placed: OnceLock::new() }
+        Self { rank, inputs, outputs, scale: scale as f32, a, b, placed: OnceLock::new(), factors: None }
     }
 
     /// `A: (r, in)` and `B: (out, r)` on a device.
@@ -98,7 +122,46 @@ impl LowRank {
         Ok(self.placed.get_or_init(|| placed).clone())
     }
 
+    /// With the whole output, but for `bias`, times `g`.
+    ///
+    /// # Panics
+    /// If they are not as many as outputs; loaders check before.
+    pub fn rescaled(self, g: Vec<f32>, bias: Option<Arc<[f32]>>) -> Self {
+        assert!(g.len() == self.outputs && bias.as_ref().is_none_or(|b| b.len() == g.len()), "factors do not fit");
+        Self { factors: Some(Factors { g, bias }), ..self }
+    }
+
+    fn bytes(&self) -> usize {
+        let factors = self.factors.as_ref().map_or(0, |factors| size_of_val(factors.g.as_slice()));
+        self.a.bytes() + self.b.bytes() + factors
+    }
+
+    /// The same on any device, of candle's own operations.
+    fn composed(&self, x: &Tensor, y: Tensor) -> Result<Tensor> {
+        let y = if self.rank > 0 {
+            let [a, b] = self.on(x.device())?;
+            (y + ops::composed::low_rank_delta(x, &a, &b, self.scale)?)?
+        } else {
+            y
+        };
+        let Some(Factors { g, bias }) = &self.factors else { return Ok(y) };
+        let row = |numbers: &[f32]| Tensor::from_slice(numbers, (1, numbers.len()), x.device());
+        match bias {
+            None => y.broadcast_mul(&row(g)?),
+            Some(bias) => &y + y.broadcast_sub(&row(bias)?)?.broadcast_mul(&(row(g)? - 1.0)?)?,
+        }
+    }
+
     /// A row's result does not depend on the other rows.
+    fn apply(&self, x: Mat, y: &mut OutMat) {
+        if self.rank > 0 {
+            self.add(x, y);
+        }
+        if let Some(factors) = &self.factors {
+            (0..x.rows).for_each(|i| factors.apply(y.row(i)));
+        }
+    }
+
     fn add(&self, x: Mat, y: &mut OutMat) {
         let mut u = vec![0.0; x.rows * self.rank];
         self.a.with(self.rank, self.inputs, |a| {
@@ -114,11 +177,13 @@ impl LowRank {
 pub struct LowRanks {
     /// `[layer][site]`
     layers: Vec<[Option<LowRank>; Site::LAYER.len()]>,
+    /// Of each layer: factors of the feed-forward product before `down` (IA3).
+    products: Vec<Option<Vec<f32>>>,
 }
 
 impl LowRanks {
     pub fn new(layers: usize) -> Self {
-        Self { layers: (0..layers).map(|_| Default::default()).collect() }
+        Self { layers: (0..layers).map(|_| Default::default()).collect(), products: vec![None; layers] }
     }
 
     pub fn insert(&mut self, layer: usize, site: Site, change: LowRank) {
@@ -131,9 +196,20 @@ impl LowRanks {
         self.layers.get(layer)?.get(site as usize)?.as_ref()
     }
 
+    pub fn insert_product(&mut self, layer: usize, factors: Vec<f32>) {
+        if let Some(slot) = self.products.get_mut(layer) {
+            *slot = Some(factors);
+        }
+    }
+
+    pub fn product(&self, layer: usize) -> Option<&[f32]> {
+        self.products.get(layer)?.as_deref()
+    }
+
     /// Memory that the factors take up.
     pub fn bytes(&self) -> usize {
-        self.layers.iter().flatten().flatten().map(|change| change.a.bytes() + change.b.bytes()).sum()
+        let products = self.products.iter().flatten().map(|factors| size_of_val(factors.as_slice()));
+        self.layers.iter().flatten().flatten().map(LowRank::bytes).chain(products).sum()
     }
 }
 
@@ -147,9 +223,14 @@ impl Hook for LowRanks {
         let Some(change) = self.get(at.layer, site) else { return Ok(y) };
         add_low_rank(x, y.copy()?, &[(0..x.dim(0)?, change)])
     }
+
+    fn act(&self, at: At, z: Tensor) -> Result<Tensor> {
+        let Some(factors) = self.product(at.layer) else { return Ok(z) };
+        scale_rows(z.copy()?, &[(0..z.dim(0)?, factors)])
+    }
 }
 
-/// Adds each change to its own rows of `y`: `x` is `(m, in)`, `y` is `(m, out)`; ranges of rows do not overlap.
+/// Makes each change on its own rows of `y`: `x` is `(m, in)`, `y` is `(m, out)`; ranges of rows do not overlap.
 /// Nobody else may hold `y`: on the CPU it is changed in place. No gradients.
 pub fn add_low_rank(x: &Tensor, y: Tensor, changes: &[(Range<usize>, &LowRank)]) -> Result<Tensor> {
     if x.track_op() {
@@ -157,9 +238,8 @@ pub fn add_low_rank(x: &Tensor, y: Tensor, changes: &[(Range<usize>, &LowRank)])
     }
     if ops::is_composed(x) {
         return changes.iter().try_fold(y, |y, (rows, change)| {
-            let [a, b] = change.on(x.device())?;
-            let change = ops::composed::low_rank_delta(&x.narrow(0, rows.start, rows.len())?, &a, &b, change.scale)?;
-            y.slice_assign(&[rows.clone(), 0..b.dim(0)?], &(y.narrow(0, rows.start, rows.len())? + change)?)
+            let part = |x: &Tensor| x.narrow(0, rows.start, rows.len());
+            y.slice_assign(&[rows.clone(), 0..change.outputs], &change.composed(&part(x)?, part(&y)?)?)
         });
     }
     y.inplace_op2(&x.contiguous()?, &Add(changes))?;
@@ -194,8 +274,50 @@ impl InplaceOp2 for Add<'_> {
         tasks.into_par_iter().for_each(|(at, count, change)| {
             // SAFETY: tasks write different rows, since ranges do not overlap, and `y` is borrowed until all have ended.
             let mut part = unsafe { out.part(at * outputs, count, outputs) };
-            change.add(Mat::new(&x[at * inputs..], count, inputs), &mut part);
+            change.apply(Mat::new(&x[at * inputs..], count, inputs), &mut part);
         });
+        Ok(())
+    }
+}
+
+/// Multiplies ranges of rows of `z: (m, n)` with factors `(n)`. Nobody else may hold `z`: on the CPU it is changed in
+/// place. No gradients.
+pub fn scale_rows(z: Tensor, factors: &[(Range<usize>, &[f32])]) -> Result<Tensor> {
+    if z.track_op() {
+        candle_core::bail!("a served adapter gives no gradients");
+    }
+    if ops::is_composed(&z) {
+        return factors.iter().try_fold(z, |z, (rows, factors)| {
+            let row = Tensor::from_slice(factors, (1, factors.len()), z.device())?;
+            let scaled = z.narrow(0, rows.start, rows.len())?.broadcast_mul(&row)?;
+            z.slice_assign(&[rows.clone(), 0..factors.len()], &scaled)
+        });
+    }
+    z.inplace_op1(&Scale(factors))?;
+    Ok(z)
+}
+
+struct Scale<'a>(&'a [(Range<usize>, &'a [f32])]);
+
+impl InplaceOp1 for Scale<'_> {
+    fn name(&self) -> &'static str {
+        "scale-rows"
+    }
+
+    fn cpu_fwd(&self, sz: &mut CpuStorage, lz: &Layout) -> Result<()> {
+        let (m, n) = lz.shape().dims2()?;
+        let (CpuStorage::F32(z), Some((start, end))) = (sz, lz.contiguous_offsets()) else {
+            candle_core::bail!("scaled rows need contiguous f32 rows")
+        };
+        let rows = &mut z[start..end];
+        for (range, factors) in self.0 {
+            if range.end > m || factors.len() != n {
+                candle_core::bail!("{} factors for rows {range:?} of ({m}, {n})", factors.len());
+            }
+            for row in rows[range.start * n..range.end * n].chunks_mut(n) {
+                row.iter_mut().zip(*factors).for_each(|(z, factor)| *z *= factor);
+            }
+        }
         Ok(())
     }
 }

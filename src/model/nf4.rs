@@ -78,7 +78,8 @@ impl Nested {
         size_of_val(self.scales.as_slice()) + size_of::<f32>()
     }
 
-    fn scale(&self, block: usize, q: u8) -> f32 {
+    /// The largest magnitude of a block.
+    pub fn largest(&self, block: usize, q: u8) -> f32 {
         dynamic_codes()[usize::from(q)] * self.scales[block / NESTED] + self.offset
     }
 }
@@ -158,7 +159,7 @@ by_isa! {
     pub fn dequantize_nested(nested: &Nested, first: usize, blocks: &[u8], out: &mut [f32]) {
         for (i, (b, y)) in blocks.as_chunks::<33>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0).enumerate() {
             let [q, codes @ ..] = b;
-            decode(codes, nested.scale(first + i, *q), y);
+            decode(codes, nested.largest(first + i, *q), y);
         }
     }
 }

@@ -6,7 +6,7 @@ use candle_core::{Device, Result, Tensor};
 
 use super::{
     At, Base, Batch, Hook, Linear,
-    low_rank::add_low_rank,
+    low_rank::{add_low_rank, scale_rows},
     ops::{self, Block, Rotation, Span},
 };
 use crate::domain::{Norm, Site};
@@ -189,6 +189,7 @@ impl Pass {
                 let gate = self.linear(layer, Site::Gate, &h, &weights.mlp.gate)?;
                 let up = self.linear(layer, Site::Up, &h, &weights.mlp.up)?;
                 let z = weights.mlp.activate(&gate, &up)?;
+                let z = self.scale_products(layer, z)?;
                 let z = self.map(z, |group, hook, z| hook.act(self.at(layer, group), z))?;
                 let m = self.linear(layer, Site::Down, &z, &weights.mlp.down)?;
                 if only.is_some() { m } else { self.own_mlps(base, layer, &h, m)? }
@@ -261,6 +262,16 @@ impl Pass {
         });
         let changes: Vec<_> = changes.collect();
         if changes.is_empty() { Ok(y) } else { add_low_rank(x, y, &changes) }
+    }
+
+    /// Factors of the feed-forward products of adapters that are served, each on its own rows.
+    fn scale_products(&self, layer: usize, z: Tensor) -> Result<Tensor> {
+        let factors = self.groups.iter().filter_map(|group| {
+            let factors = group.hook.as_ref()?.low_rank()?.product(layer)?;
+            Some((group.rows.clone(), factors))
+        });
+        let factors: Vec<_> = factors.collect();
+        if factors.is_empty() { Ok(z) } else { scale_rows(z, &factors) }
     }
 
     /// Applies `f` to the rows of each group that has an active hook.

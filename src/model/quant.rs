@@ -179,8 +179,10 @@ pub(super) mod tests {
             for at in halves {
                 block[*at..at + 2].copy_from_slice(&f16::from_f32(0.01 + 0.003 * i as f32).to_le_bytes());
             }
-            if storage == Storage::F32 {
-                block.copy_from_slice(&(i as f32 - 3.7).to_le_bytes());
+            match storage {
+                Storage::F32 => block.copy_from_slice(&(i as f32 - 3.7).to_le_bytes()),
+                Storage::NF4 => block[..4].copy_from_slice(&(0.3 + 0.1 * i as f32).to_le_bytes()),
+                _ => {}
             }
         }
         bytes

@@ -219,9 +219,9 @@ mod tests {
             in_parts(rows, |part| all.push(part));
             all
         };
-        assert_eq!(parts(2 * ROWS + 3), [0..2 * ROWS + 3]);
+        assert_eq!(parts(2 * ROWS + 3), std::slice::from_ref(&(0..2 * ROWS + 3)));
         let turns = Arc::new(Turns::new(0.2));
         turns.training(|| assert_eq!(parts(2 * ROWS + 3), [0..ROWS, ROWS..2 * ROWS, 2 * ROWS..2 * ROWS + 3]));
-        assert_eq!(parts(ROWS + 1), [0..ROWS + 1]);
+        assert_eq!(parts(ROWS + 1), std::slice::from_ref(&(0..ROWS + 1)));
     }
 }

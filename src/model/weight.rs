@@ -265,7 +265,15 @@ impl Weight {
             let row = t * Panel::ROWS;
             let count = Panel::ROWS.min(self.rows - row);
             PANEL.with_borrow_mut(|panel| {
-                panel.fill(self.storage, self.row_bytes(row, count), count, self.cols);
+                let bytes = self.row_bytes(row, count);
+                panel.fill(self.storage, bytes, count, self.cols);
+                if let Some(nested) = &self.nested {
+                    let (per_row, size) = (self.row_blocks(), self.storage.block_bytes());
+                    panel.set_largest(|i, block| {
+                        let place = i * per_row + block;
+                        nested.largest(row * per_row + place, bytes[place * size])
+                    });
+                }
                 // SAFETY: tasks write different columns, and `y` is borrowed until all have ended.
                 let mut part = unsafe { out.part(row, x.rows(), count) };
                 int8::nt(&x, panel, &mut part);

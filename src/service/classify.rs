@@ -80,6 +80,7 @@ impl Service {
                 task: Task::Classify { rows: text.kind, spans: text.spans },
                 grammar: None,
                 is_background: false,
+                deadline: None,
             };
             self.submit(&model, request)
         };

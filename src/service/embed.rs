@@ -47,6 +47,7 @@ impl Service {
                 grammar: None,
                 task: Task::Embed(wanted.pooling),
                 is_background: wanted.is_background,
+                deadline: None,
             };
             receivers.push(self.submit(wanted.model, request)?);
         }

@@ -1,5 +1,7 @@
 //! Text from the engine: ids in, pieces of text out, with stop strings and counts.
 
+use std::time::Instant;
+
 use tokio::sync::mpsc;
 
 use super::{Problem, Service, catalogue::Model, sampling::SamplingFields, stop::StopMatcher};
@@ -66,6 +68,7 @@ impl Service {
         let resident = &wanted.model.resident;
         let sampling = wanted.fields.sampling(resident.base.info.vocab)?;
         let (n, stops) = (wanted.fields.answers()?, wanted.fields.stops()?);
+        let deadline = wanted.fields.timeout()?.map(|timeout| Instant::now() + timeout);
         let mut generations = Vec::new();
         for prompt in &wanted.prompts {
             let max_tokens = room(&wanted, prompt)?;
@@ -86,6 +89,7 @@ impl Service {
                     task: Task::Complete,
                     grammar: wanted.grammar.clone(),
                     is_background: wanted.is_background,
+                    deadline,
                 };
                 generations.push(Generation {
                     index,

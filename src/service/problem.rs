@@ -118,6 +118,7 @@ impl From<EngineError> for Problem {
             EngineError::TooLarge { .. } => (Fault::Conflict, "adapter_too_large"),
             EngineError::Memory { .. } => (Fault::Invalid, "context_length_exceeded"),
             EngineError::Unavailable(_) => (Fault::Unavailable, "store_unavailable"),
+            EngineError::Timeout => (Fault::Unavailable, "timeout"),
             EngineError::Late(_) => (Fault::Unavailable, "adapter_late"),
             EngineError::Scores => (Fault::Internal, "scores_not_finite"),
             EngineError::Grammar(_) => (Fault::Unprocessable, "format_impossible"),

@@ -1,6 +1,8 @@
 //! What chat and completions take alike: how tokens are chosen, how many answers there are, where they stop and how
 //! they come.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -10,6 +12,8 @@ use crate::{domain::id, inference::Sampling};
 
 /// Completions of one prompt.
 const MAX_N: u64 = 16;
+/// Seconds.
+const MAX_TIMEOUT: f64 = 86_400.0;
 
 /// `"stop": "x"` or a list of up to four.
 #[derive(Clone, Debug, Deserialize)]
@@ -56,13 +60,16 @@ pub struct SamplingFields {
     pub stop: Option<Stop>,
     /// Answers to each prompt, 1 to 16. Default 1.
     pub n: Option<u64>,
+    /// Seconds, 0.001 to 86,400: an answer that has not begun by then is an error, and one that has ends there, for
+    /// the reason `length`.
+    pub timeout: Option<f64>,
     pub stream: Option<bool>,
     pub stream_options: Option<StreamOptions>,
 }
 
 impl SamplingFields {
     /// All of its fields: which part of a request it is.
-    pub const NAMES: [&str; 14] = [
+    pub const NAMES: [&str; 15] = [
         "temperature",
         "top_p",
         "top_k",
@@ -75,6 +82,7 @@ impl SamplingFields {
         "ignore_eos",
         "stop",
         "n",
+        "timeout",
         "stream",
         "stream_options",
     ];
@@ -82,6 +90,12 @@ impl SamplingFields {
     /// How many answers each prompt gets.
     pub fn answers(&self) -> Result<u64, Problem> {
         in_range("n", self.n.unwrap_or(1), 1, MAX_N)
+    }
+
+    /// How long an answer may take.
+    pub(super) fn timeout(&self) -> Result<Option<Duration>, Problem> {
+        let seconds = self.timeout.map(|timeout| in_range("timeout", timeout, 1e-3, MAX_TIMEOUT)).transpose()?;
+        Ok(seconds.map(Duration::from_secs_f64))
     }
 
     /// None for an answer in one piece; else whether the usage comes at the end.

@@ -145,3 +145,22 @@ fn lengths_begin_at_the_norms() {
         assert_eq!(found.to_vec2::<f32>().unwrap(), alone.to_vec2::<f32>().unwrap());
     }
 }
+
+/// What acts in linears of the layers only is made in one op with the LoRAs of a batch; what does not is not.
+#[test]
+fn it_is_served_beside_loras_in_one_op() {
+    let dir = tempfile::tempdir().unwrap();
+    Tiny::default().write(dir.path());
+    let base = Base::open("tiny", dir.path()).unwrap();
+    for (adapter, is_one) in [
+        (json!({"type": "lora", "r": 2}), true),
+        (json!({"type": "dora", "r": 2}), true),
+        (json!({"type": "dora", "r": 2, "target_modules": ["q_proj", "lm_head"]}), false),
+        (json!({"type": "ia3"}), true),
+        (json!({"type": "ia3", "target_modules": "all-linear", "feedforward_modules": ["up_proj"]}), false),
+    ] {
+        let files = create(&MethodSpec::from_json(&adapter).unwrap(), &base, 1).export().unwrap();
+        let hook = methods::load(&files, &base).unwrap();
+        assert_eq!(hook.low_rank().is_some(), is_one, "{adapter}");
+    }
+}

@@ -168,6 +168,7 @@ fn ask(adapter: Option<&AdapterRef>, prompt: usize, max_tokens: usize) -> Reques
         task: Task::Complete,
         grammar: None,
         is_background: false,
+        deadline: None,
     }
 }
 

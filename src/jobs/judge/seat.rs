@@ -106,6 +106,7 @@ impl Seat {
             task: Task::Complete,
             grammar: None,
             is_background: self.is_background,
+            deadline: None,
         }
     }
 

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     domain::{BaseInfo, DoraSpec, Site, spec::LoraTarget},
-    model::{Base, Hook, Linear},
+    model::{Base, Hook, Linear, LowRanks},
 };
 use layer::Decomposed;
 
@@ -76,7 +76,22 @@ impl Method for DoraSpec {
     }
 
     fn load(&self, files: &AdapterFiles, base: &Base) -> Result<Arc<dyn Hook>, MethodError> {
-        Ok(Arc::new(adapted(self, files, base)?))
+        let places = Places::new(self, base)?;
+        if !places.are_linears() {
+            return Ok(Arc::new(adapted(self, files, base)?));
+        }
+        // Nothing but linears of the layers: made for all adapters of a batch at once, as LoRA is.
+        let mut changes = LowRanks::new(base.info.layers);
+        let tensors = lora::tensors(files, places.names(&base.info), base)?;
+        for (place, tensors) in places.targets.iter().zip(tensors.chunks_exact(3)) {
+            let Decomposed { low_rank, factors } = place.change(tensors)?;
+            let (layer, site) = (place.target.layer, place.target.site);
+            let linear = base.linear(layer, site);
+            let numbers = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
+            let change = linear.low_rank(numbers(&low_rank.a)?, &numbers(&low_rank.b)?, low_rank.scale);
+            changes.insert(layer, site, change.rescaled(numbers(&factors)?, linear.bias().cloned()));
+        }
+        Ok(Arc::new(changes))
     }
 
     fn merge(&self, files: &AdapterFiles, base: &Base) -> Result<Box<dyn Merge>, MethodError> {
@@ -99,6 +114,10 @@ impl Places {
         }
         let place = |target: LoraTarget| Place { target, linear: base.linear(target.layer, target.site).bare() };
         Ok(Self { targets: targets.into_iter().map(place).collect(), saved: Choice::of(&spec.0, &base.info)? })
+    }
+
+    fn are_linears(&self) -> bool {
+        self.saved.is_empty() && self.targets.iter().all(|place| Site::LAYER.contains(&place.target.site))
     }
 
     /// PEFT's names and the shapes: LoRA's A and B, then m.

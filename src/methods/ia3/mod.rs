@@ -10,10 +10,10 @@ use candle_core::{Tensor, Var};
 use super::{AdapterFiles, Merge, Method, MethodError, Start, Trainable, file, variables};
 use crate::{
     domain::{
-        BaseInfo, Ia3Spec,
+        BaseInfo, Ia3Spec, Site,
         spec::{Ia3Target, Knobs},
     },
-    model::{Base, Hook},
+    model::{Base, Hook, LowRanks},
 };
 use layer::{Factors, Ia3};
 
@@ -43,7 +43,23 @@ impl Method for Ia3Spec {
     }
 
     fn load(&self, files: &AdapterFiles, base: &Base) -> Result<Arc<dyn Hook>, MethodError> {
-        Ok(Arc::new(stored(self, files, base)?))
+        let targets = targets(self, &base.info)?;
+        if targets.iter().any(|target| target.is_feedforward && target.site != Site::Down) {
+            return Ok(Arc::new(stored(self, files, base)?));
+        }
+        // Factors of outputs, and of what `down` takes: made for all adapters of a batch at once.
+        let mut changes = LowRanks::new(base.info.layers);
+        let tensors = variables::read(&files.weights, &shapes(&targets, &base.info))?;
+        for (target, l) in targets.iter().zip(tensors) {
+            let l = l.flatten_all()?.to_vec1::<f32>()?;
+            if target.is_feedforward {
+                changes.insert_product(target.layer, l);
+            } else {
+                let linear = base.linear(target.layer, target.site);
+                changes.insert(target.layer, target.site, linear.low_rank(Vec::new(), &[], 0.0).rescaled(l, None));
+            }
+        }
+        Ok(Arc::new(changes))
     }
 
     fn merge(&self, files: &AdapterFiles, base: &Base) -> Result<Box<dyn Merge>, MethodError> {

@@ -141,6 +141,12 @@ impl OutMat {
         assert!(rows * cols <= data.len(), "output too small");
         Self { data: data.as_mut_ptr(), rows, cols, stride: cols }
     }
+
+    pub fn row(&mut self, i: usize) -> &mut [f32] {
+        assert!(i < self.rows, "row {i} of {}", self.rows);
+        // SAFETY: the row lies inside the part, which this borrows whole.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(i * self.stride), self.cols) }
+    }
 }
 
 /// `out = a · bᵀ`, or `out += a · bᵀ`: `a` is `(m, k)`, `b` is `(n, k)`, `out` is `(m, n)`.

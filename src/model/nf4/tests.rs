@@ -5,7 +5,10 @@ use std::collections::HashMap;
 use candle_core::{Device, Tensor};
 
 use super::*;
-use crate::model::weight::Weight;
+use crate::model::{
+    kernels::Mat,
+    weight::{Compute, Weight},
+};
 
 const MATRICES: [&str; 5] = ["uneven", "odd", "zeros", "middles", "whole"];
 
@@ -71,4 +74,32 @@ fn a_weight_in_nf4_gives_bitsandbytes_numbers() {
     }
     let uneven = Weight::new(Storage::F32, 1, 100, vec![0; 400].into());
     assert!(uneven.to_nf4(Storage::NF4).is_none());
+}
+
+/// What serving multiplies: rows and levels rounded to int8, the scales of scales looked up.
+#[test]
+fn the_fast_product_is_near_the_exact_one() {
+    let values = &fixture()["whole.values"];
+    let (rows, cols) = values.dims2().unwrap();
+    let raw: Vec<u8> = floats(values).iter().flat_map(|x| x.to_le_bytes()).collect();
+    let dense = Weight::new(Storage::F32, rows, cols, raw.into());
+    let x: Vec<f32> = crate::domain::rng::Stream::new(3, 1).normals(7 * cols).collect();
+    let product = |weight: &Weight, x: &[f32]| {
+        let mut y = vec![0.0; x.len() / cols * rows];
+        weight.forward(Mat::new(x, x.len() / cols, cols), &mut y);
+        y
+    };
+    for storage in [Storage::NF4, Storage::NF4DQ] {
+        let weight = dense.to_nf4(storage).unwrap();
+        let fast = weight.computing(Compute::Int8);
+        assert_eq!(fast.compute(), Compute::Int8);
+        let (exact, found) = (product(&weight, &x), product(&fast, &x));
+        let square = |sum: f64, x: f32| sum + f64::from(x) * f64::from(x);
+        let error = exact.iter().zip(&found).map(|(a, b)| a - b).fold(0.0, square);
+        let size = exact.iter().copied().fold(0.0, square);
+        assert!(error.sqrt() < 0.01 * size.sqrt(), "{}: {error} of {size}", storage.name());
+        for (x, y) in x.chunks(cols).zip(found.chunks(rows)) {
+            assert_eq!(product(&fast, x), y, "a row depends on its batch");
+        }
+    }
 }

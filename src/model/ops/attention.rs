@@ -36,7 +36,7 @@ pub struct Block<'a> {
 fn blocks<'a>(k: &'a [f32], v: &'a [f32], width: usize, span: &Span) -> Vec<Block<'a>> {
     let text = span.keys.start + span.prefix..span.keys.end;
     let pages = text.clone().step_by(PAGE).map(|at| at..(at + PAGE).min(text.end));
-    let all = [span.keys.start..text.start].into_iter().chain(pages).filter(|rows| !rows.is_empty());
+    let all = std::iter::once(span.keys.start..text.start).chain(pages).filter(|rows| !rows.is_empty());
     let block = |rows: Range<usize>| {
         let place = rows.start * width..rows.end * width;
         Block { k: &k[place.clone()], v: &v[place], rows: rows.len() }

@@ -144,6 +144,8 @@ async fn numbers_beyond_the_limits_are_refused() {
         (json!({"top_p": 1.1}), "out_of_range", "top_p"),
         (json!({"top_k": -2}), "out_of_range", "top_k"),
         (json!({"min_p": 2}), "out_of_range", "min_p"),
+        (json!({"timeout": 0}), "out_of_range", "timeout"),
+        (json!({"timeout": 86_401}), "out_of_range", "timeout"),
         (json!({"presence_penalty": 2.5}), "out_of_range", "presence_penalty"),
         (json!({"frequency_penalty": -2.5}), "out_of_range", "frequency_penalty"),
         (json!({"repetition_penalty": 0}), "out_of_range", "repetition_penalty"),

@@ -17,6 +17,10 @@ pub(super) async fn mixed(bench: &Bench, base: &str) -> Vec<Option<AdapterRef>> 
         json!({"type": "prompt_tuning", "num_virtual_tokens": 5}),
         json!({"type": "prefix_tuning", "num_virtual_tokens": 9}),
         json!({"type": "p_tuning", "num_virtual_tokens": 3}),
+        json!({"type": "dora", "r": 3, "alpha": 7}),
+        json!({"type": "ia3"}),
+        json!({"type": "unipelt", "lora_r": 3, "prefix_length": 4, "bottleneck_size": 6}),
+        json!({"type": "moe_lora", "num_experts": 3, "r": 2, "alpha": 5}),
     ];
     let mut all = vec![None];
     for (seed, spec) in (1..).zip(specs) {
@@ -31,7 +35,7 @@ fn requests(base: &str, adapters: &[Option<AdapterRef>]) -> Vec<Request> {
     let mut all = Vec::new();
     for (i, adapter) in adapters.iter().enumerate() {
         let greedy = ask(adapter.as_ref(), 1 + 23 * i, 12 + i);
-        let drawn = Request { sampling: sampled(i as u64), ..ask(adapter.as_ref(), 40 - 6 * i, 18) };
+        let drawn = Request { sampling: sampled(i as u64), ..ask(adapter.as_ref(), 40 - 3 * i, 18) };
         all.extend([greedy, Request { prompt_logprobs: Some(2), ..drawn }]);
     }
     all.into_iter().map(|request| Request { base: base.to_owned(), ..request }).collect()

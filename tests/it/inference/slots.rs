@@ -1,11 +1,14 @@
 //! Places in the queue and in the batch: bounded, and free as soon as nobody waits for the answer.
 
+use std::time::{Duration, Instant};
+
 use attune::{
-    inference::{EngineError, EngineSettings},
+    inference::{EngineError, EngineSettings, Finish, Request},
     service::{Fault, Problem},
 };
 
 use super::{Bench, ask, collect, run, settings, so_far};
+use crate::support::faulty::Latch;
 
 const QUEUE: usize = 5;
 
@@ -91,4 +94,30 @@ async fn a_reader_that_goes_away_ends_its_sequence_within_a_step() {
     drop(reads);
     bench.until(|status| status.running == 0).await;
     assert!(bench.base("dense").forward_count() - before < 300);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_ends_what_speaks_and_refuses_what_has_not_begun() {
+    let bench = Bench::start(small()).await;
+    let adapter = bench.fault("holds deadline").await;
+    let latch = Latch::named("holds deadline");
+    latch.open();
+    run(&bench.engine, ask(Some(&adapter), 3, 1)).await.ok();
+    let deadline = Instant::now() + Duration::from_millis(400);
+    let late = |request: Request| bench.engine.submit(Request { deadline: Some(deadline), ..request }).unwrap();
+    let mut speaks = late(ask(Some(&adapter), 3, 500));
+    speaks.recv().await.unwrap();
+    latch.close();
+    latch.reached().await;
+    let waits = late(ask(None, 4, 4));
+    let patient = bench.engine.submit(ask(None, 4, 4)).unwrap();
+    tokio::time::sleep_until(deadline.into()).await;
+    latch.open();
+    let ended = collect(speaks).await.ok();
+    assert_eq!(ended.end, Some(Ok(Finish::Length)));
+    assert!(ended.tokens.len() < 499, "it was over before its deadline");
+    let error = collect(waits).await.error();
+    assert_eq!(error, EngineError::Timeout);
+    assert_eq!(Problem::from(error).fault, Fault::Unavailable);
+    collect(patient).await.ok();
 }

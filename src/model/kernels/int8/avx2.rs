@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use super::{
     super::OutMat,
     Rows,
-    panel::{LANES, Line, Panel, Source, Turn},
+    panel::{LANES, LEVELS, Line, Panel, Source, Turn},
 };
 use crate::formats::Storage;
 
@@ -37,6 +37,20 @@ impl Turn for Shuffles {
                 for (line, turned) in lines.iter_mut().zip(turned) {
                     _mm256_store_si256(line.0.as_mut_ptr().add(eight).cast(), turned);
                 }
+            }
+        }
+        lines
+    }
+
+    #[inline(always)]
+    unsafe fn levels(codes: Line) -> Line {
+        let mut lines = codes;
+        // SAFETY: the instructions are there, by the caller; a line is 64 aligned bytes, and the table 16.
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(LEVELS.as_ptr().cast()));
+            for eight in [0, 8] {
+                let place = lines.0.as_mut_ptr().add(eight).cast();
+                _mm256_store_si256(place, _mm256_shuffle_epi8(table, _mm256_load_si256(place)));
             }
         }
         lines

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use super::{
     super::{OutMat, avx512::low},
     Rows,
-    panel::{Line, Panel, Source, Turn},
+    panel::{LEVELS, Line, Panel, Source, Turn},
 };
 use crate::formats::Storage;
 
@@ -37,6 +37,16 @@ impl Turn for Shuffles {
                 _mm512_unpackhi_epi64(ef, gh),
             ];
             lines.map(|line| std::mem::transmute::<__m512i, Line>(line))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn levels(codes: Line) -> Line {
+        // SAFETY: the instructions are there, by the caller; a line is 64 aligned bytes, and the table 16.
+        unsafe {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(LEVELS.as_ptr().cast()));
+            let levels = _mm512_shuffle_epi8(table, _mm512_load_si512(codes.0.as_ptr().cast()));
+            std::mem::transmute::<__m512i, Line>(levels)
         }
     }
 }

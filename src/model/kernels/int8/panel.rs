@@ -40,11 +40,34 @@ pub struct Panel {
     mins: Vec<Numbers>,
 }
 
+/// The levels of NF4 in steps of 1/112 of a block's largest, the step of 8 bits that the 16 levels are nearest to, and
+/// moved to be unsigned.
+pub const LEVELS: [u8; 16] = levels([-112, -78, -59, -44, -32, -21, -10, 0, 9, 18, 28, 38, 49, 63, 81, 112]);
+const LEVEL_STEP: f32 = 1.0 / 112.0;
+
+const fn levels(signed: [i16; 16]) -> [u8; 16] {
+    let (mut unsigned, mut i) = ([0; 16], 0);
+    while i < 16 {
+        unsigned[i] = (signed[i] + 128) as u8;
+        i += 1;
+    }
+    unsigned
+}
+
 /// Moves 16 bytes of each row so that line `i` has bytes `4i..4i+4` of every row.
 pub trait Turn {
     /// # Safety
     /// `at + 16` bytes behind each start are there, and the machine has the instructions.
     unsafe fn turn(source: &Source, at: usize) -> [Line; 4];
+
+    /// The level of each code of 4 bits.
+    ///
+    /// # Safety
+    /// The machine has the instructions.
+    #[inline(always)]
+    unsafe fn levels(codes: Line) -> Line {
+        each(codes, |w| u32::from_le_bytes(w.to_le_bytes().map(|code| LEVELS[usize::from(code & 15)])))
+    }
 }
 
 struct Plain;
@@ -157,7 +180,7 @@ impl Panel {
         let stride = cols / storage.block_len() * storage.block_bytes();
         assert!((1..=LANES).contains(&rows) && cols.is_multiple_of(storage.block_len()), "not whole blocks of 16 rows");
         assert_eq!(bytes.len(), rows * stride, "bytes do not fit the shape");
-        (self.rows, self.cols, self.block, self.is_wide) = (rows, cols, block, storage == Storage::Q8_0);
+        (self.rows, self.cols, self.block, self.is_wide) = (rows, cols, block, is_wide(storage));
         if self.codes.len() < cols / 4 {
             self.codes.resize(cols / 4, Line([0; LANES]));
         }
@@ -178,6 +201,17 @@ impl Panel {
             #[cfg(not(target_arch = "x86_64"))]
             // SAFETY: as above.
             Isa::Avx2 | Isa::Avx512 => unsafe { self.unpack::<Plain>(storage, &source) },
+        }
+    }
+
+    /// Sets the largest magnitudes of NF4-DQ's blocks, which are not in the blocks themselves: `largest` gives that of a
+    /// row's block.
+    pub fn set_largest(&mut self, largest: impl Fn(usize, usize) -> f32) {
+        let (rows, halves) = (self.rows, self.cols / self.block);
+        let numbers = self.scales[..halves].chunks_mut(2).zip(self.mins[..halves].chunks_mut(2));
+        for (i, (scales, mins)) in numbers.enumerate() {
+            let all = Numbers(std::array::from_fn(|lane| largest(lane.min(rows - 1), i)));
+            spread(&all, scales, mins);
         }
     }
 
@@ -231,11 +265,53 @@ impl Panel {
                         fifths_k::<T>(source, at + 16, lines);
                     }
                     Storage::Q6K => six::<T>(source, at, lines, scales, mins),
-                    Storage::F32 | Storage::F16 | Storage::BF16 | Storage::NF4 | Storage::NF4DQ => {}
+                    Storage::NF4 => {
+                        normal::<T>(source, at + 4, lines);
+                        let largest = Numbers(source.words(at).map(f32::from_bits));
+                        spread(&largest, scales, mins);
+                    }
+                    Storage::NF4DQ => normal::<T>(source, at + 1, lines),
+                    Storage::F32 | Storage::F16 | Storage::BF16 => {}
                 }
             }
         }
     }
+}
+
+/// Whether codes take all eight bits.
+fn is_wide(storage: Storage) -> bool {
+    matches!(storage, Storage::Q8_0 | Storage::NF4 | Storage::NF4DQ)
+}
+
+/// NF4: 32 bytes hold 64 codes in order, the first of two in the high nibble.
+///
+/// # Safety
+/// As [`Turn::turn`], for 32 bytes.
+#[inline(always)]
+unsafe fn normal<T: Turn>(source: &Source, at: usize, lines: &mut [Line]) {
+    for (half, lines) in lines.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        // SAFETY: by the caller.
+        let words = unsafe { T::turn(source, at + 16 * half) };
+        for (i, word) in words.into_iter().enumerate() {
+            // Two bytes become four codes.
+            let four = |pair: u32| {
+                let apart = (pair & 0xFF) | ((pair & 0xFF00) << 8);
+                ((apart >> 4) & 0x000F_000F) | ((apart & 0x000F_000F) << 8)
+            };
+            // SAFETY: by the caller.
+            unsafe {
+                lines[2 * i] = T::levels(each(word, |w| four(w & 0xFFFF)));
+                lines[2 * i + 1] = T::levels(each(word, |w| four(w >> 16)));
+            }
+        }
+    }
+}
+
+/// The scales and minima of the two halves of an NF4 block, of its largest magnitude.
+#[inline(always)]
+fn spread(largest: &Numbers, scales: &mut [Numbers], mins: &mut [Numbers]) {
+    scales.fill(scaled(largest, LEVEL_STEP));
+    mins.fill(scaled(largest, -128.0 * LEVEL_STEP));
 }
 
 /// Low nibbles are the first half of a block, high nibbles the second.

@@ -4,7 +4,7 @@ use super::{
 };
 use crate::model::quant::{dequantize, tests::blocks};
 
-const STORED: [Storage; 8] = [
+const STORED: [Storage; 9] = [
     Storage::Q4_0,
     Storage::Q4_1,
     Storage::Q5_0,
@@ -13,11 +13,27 @@ const STORED: [Storage; 8] = [
     Storage::Q4K,
     Storage::Q5K,
     Storage::Q6K,
+    Storage::NF4,
 ];
+
+/// The numbers that the codes of a storage stand for here.
+fn numbers(storage: Storage, bytes: &[u8], out: &mut [f32]) {
+    dequantize(storage, bytes, out);
+    if storage == Storage::NF4 {
+        for (block, out) in bytes.chunks(36).zip(out.chunks_mut(64)) {
+            let largest = f32::from_le_bytes(block[..4].try_into().unwrap());
+            out.iter_mut().for_each(|w| *w = (*w / largest * 112.0).round() / 112.0 * largest);
+        }
+    }
+}
 
 /// Weights of `n` rows; `k` is a few blocks.
 fn weights(storage: Storage, n: usize) -> (Vec<u8>, usize) {
-    let k = if storage.block_len() == 32 { 96 } else { 512 };
+    let k = match storage.block_len() {
+        32 => 96,
+        64 => 192,
+        _ => 512,
+    };
     (blocks(storage, n * k / storage.block_len()), k)
 }
 
@@ -38,7 +54,7 @@ fn every_path_multiplies_what_is_stored() {
         for (m, n) in [(1, 16), (3, 5), (9, 16), (14, 11)] {
             let (bytes, k) = weights(storage, n);
             let mut w = vec![0.0; n * k];
-            dequantize(storage, &bytes, &mut w);
+            numbers(storage, &bytes, &mut w);
             let x = Rows::round(Mat::strided(&random(m * (k + 3), 5)[3..], m, k, k + 3), block_len(storage).unwrap());
             for isa in Isa::available() {
                 let out = product(isa, &x, storage, &bytes, n);
@@ -57,6 +73,15 @@ fn every_path_multiplies_what_is_stored() {
             }
         }
     }
+}
+
+/// What rounding NF4's levels can add to the product of a row with the weights' row `j`; the rows themselves are
+/// rounded before, by half a step.
+fn levels(row: &[f32], bytes: &[u8], j: usize) -> f64 {
+    let blocks = bytes.chunks(36).skip(j * row.len() / 64);
+    let size = |row: &[f32]| row.iter().map(|x| f64::from(x.abs())).sum::<f64>() * 1.2;
+    let largest = |block: &[u8]| f64::from(f32::from_le_bytes(block[..4].try_into().unwrap()));
+    row.chunks(64).zip(blocks).map(|(row, block)| 0.0039 * largest(block) * size(row)).sum()
 }
 
 /// Half a step of each number, as rounding to int8 promises.
@@ -78,6 +103,8 @@ fn the_rounding_costs_at_most_half_a_step() {
                     let weight = |w: &[f32]| w.iter().map(|w| f64::from(w.abs())).sum::<f64>();
                     let blocks = row.chunks(block).zip(w.chunks(block));
                     let bound: f64 = blocks.map(|(row, w)| 0.5 * step(row) * weight(w)).sum::<f64>() + 1e-4;
+                    // NF4's levels are rounded too, by at most 0.0039 of a block's largest.
+                    let bound = bound + if storage == Storage::NF4 { levels(row, &bytes, j) } else { 0.0 };
                     let error = (f64::from(out[i * n + j]) - exact).abs();
                     assert!(error < bound, "{isa:?} {}: {error} above {bound}", storage.name());
                 }
