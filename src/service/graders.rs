@@ -5,8 +5,10 @@ use serde_json::{Map, Value};
 
 use super::{Problem, Service, fields::read};
 use crate::{
-    domain::spec::{Asked, Grader},
+    domain::spec::{Asked, Grader, RewardModel},
+    inference::read_adapter,
     jobs::judge::{Graded, Judges, Means, SeatError},
+    methods,
     objectives::grade::{self, GradeError, Scene},
 };
 
@@ -66,9 +68,26 @@ impl Service {
         let wrong = |error: GradeError| Problem::invalid(path, "spec_invalid_grader", error.to_string());
         grade::check(grader).map_err(wrong)?;
         for (place, asked) in grader.asked() {
-            let inside = place.split('.').filter(|key| !key.is_empty());
-            let path = inside.fold(path.to_owned(), |path, key| format!("{path}.graders.{key}"));
-            self.check_asked(project, asked, &path).await?;
+            self.check_asked(project, asked, &below(path, &place)).await?;
+        }
+        Ok(())
+    }
+
+    /// Reward models of a job stand on its own base.
+    pub(super) async fn check_bases(
+        &self,
+        project: &str,
+        grader: &Grader,
+        base: &str,
+        path: &str,
+    ) -> Result<(), Problem> {
+        for (place, asked) in grader.asked() {
+            let Asked::Reward(RewardModel { model, .. }) = asked else { continue };
+            let theirs = self.model(project, model).await?.resident.base.info.id.clone();
+            if theirs != base {
+                let message = format!("{model} is a reward model on the base {theirs}, and the job trains on {base}");
+                return Err(Problem::invalid(&format!("{}.model", below(path, &place)), "wrong_base", message));
+            }
         }
         Ok(())
     }
@@ -76,6 +95,9 @@ impl Service {
     async fn check_asked(&self, project: &str, asked: Asked<'_>, path: &str) -> Result<(), Problem> {
         let (address, field) = match asked {
             Asked::Endpoint(endpoint) => (&endpoint.url, "url"),
+            Asked::Reward(asked) => {
+                return self.check_reward_model(project, &asked.model, &format!("{path}.model")).await;
+            }
             Asked::Model(asked) => match &asked.endpoint {
                 Some(address) => (address, "endpoint"),
                 None => {
@@ -87,11 +109,33 @@ impl Service {
         self.check_address(address, &format!("{path}.{field}"))
     }
 
+    async fn check_reward_model(&self, project: &str, name: &str, param: &str) -> Result<(), Problem> {
+        let found = self.model(project, name).await.map_err(|problem| problem.at(param))?;
+        let is_scored = match &found.adapter {
+            Some(record) => {
+                let (_, files) = read_adapter(&self.store, &record.generation).await?;
+                methods::score::is_scored(&files).map_err(|error| Problem::from(error).at(param))?
+            }
+            None => false,
+        };
+        if is_scored {
+            return Ok(());
+        }
+        let message = format!("{name} gives no scores: {param} takes what a reward_model job made");
+        Err(Problem::invalid(param, "wrong_task", message))
+    }
+
     /// Whether an address may be asked; `param` is where it stands.
     pub(super) fn check_address(&self, address: &str, param: &str) -> Result<(), Problem> {
         let refused = |why| Problem::invalid(param, "address_refused", format!("{param}: {why}"));
         self.web.check(address).map_err(refused)
     }
+}
+
+/// Where an inner grader stands, by the keys that lead to it.
+fn below(path: &str, place: &str) -> String {
+    let inside = place.split('.').filter(|key| !key.is_empty());
+    inside.fold(path.to_owned(), |path, key| format!("{path}.graders.{key}"))
 }
 
 impl From<SeatError> for Problem {

@@ -105,6 +105,7 @@ impl Service {
         if let Some(Some(grader)) = objective.grader() {
             let param = objective.grader_path();
             self.check_grader(project, grader, &param).await?;
+            self.check_bases(project, grader, &base.id, &param).await?;
             if body.validation_file.is_some() {
                 let message =
                     format!("{} is judged by its rewards: it takes no validation file", objective.type_name());

@@ -29,8 +29,8 @@ pub use adalora::{AdaLoraSpec, Budget};
 pub use card::Card;
 pub use dora::DoraSpec;
 pub use grader::{
-    Asked, Comparison, Endpoint, Grader, GraderMessage, GraderRole, SamplingParams, ScoreModel, Scoring, Similarity,
-    below_key,
+    Asked, Comparison, Endpoint, Grader, GraderMessage, GraderRole, RewardModel, SamplingParams, ScoreModel, Scoring,
+    Similarity, below_key,
 };
 pub use ia3::{Ia3Spec, Ia3Target};
 pub use lora::{LoraInit, LoraInitName, LoraSpec, LoraTarget};

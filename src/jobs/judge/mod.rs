@@ -15,7 +15,7 @@ use crate::{
     db::{Db, DbError},
     domain::{
         rollout::Ungraded,
-        spec::{Asked, Grader, ScoreModel, Scoring},
+        spec::{Asked, Grader, RewardModel, ScoreModel, Scoring},
     },
     inference::{AdapterRef, Bases, Handle, Sampling},
     objectives::grade::{self, Answers, GradeError, Scene},
@@ -109,7 +109,12 @@ impl Judges {
     pub async fn of(means: &Means, project: &str, grader: &Grader, is_background: bool) -> Result<Self, SeatError> {
         let mut seats = HashMap::new();
         for (_, asked) in grader.asked() {
-            if let Asked::Model(ScoreModel { model, endpoint: None, .. }) = asked {
+            let (Asked::Model(ScoreModel { model, endpoint: None, .. }) | Asked::Reward(RewardModel { model, .. })) =
+                asked
+            else {
+                continue;
+            };
+            if !seats.contains_key(model) {
                 seats.insert(model.clone(), means.seat(project, model, is_background).await?);
             }
         }
@@ -132,7 +137,10 @@ impl Judges {
         let parts = grade::parts(grader, scene, &answers);
         let reward = match silent {
             Some(why) => Err(why),
-            None => Ok(grade::grade_with(grader, scene, &answers)?),
+            None => match grade::grade_with(grader, scene, &answers)? {
+                reward if reward.is_finite() => Ok(reward),
+                other => Err(Ungraded(format!("the formula gives {other}"))),
+            },
         };
         Ok(Graded { reward, parts, spent })
     }
@@ -148,6 +156,19 @@ impl Judges {
             Asked::Endpoint(endpoint) => {
                 let answer = self.web.ask(&endpoint.url, scene.values(), answer::score).await;
                 Ok(Said { answer: answer.map_err(|error| Ungraded(error.to_string())), spent: Spent::default() })
+            }
+            Asked::Reward(asked) => {
+                let row = scene.conversation()?;
+                let answer = match self.seats.get(&asked.model) {
+                    Some(seat) => seat.score(&row).await,
+                    None => Err("nobody looked for it".to_owned()),
+                };
+                let mut spent = Spent::default();
+                let answer = answer.map(|(score, read)| {
+                    spent.add(&asked.model, read, 0);
+                    score
+                });
+                Ok(Said { answer: answer.map_err(|why| Ungraded(format!("{}: {why}", asked.name))), spent })
             }
             Asked::Model(asked) => {
                 let question = scene.question(asked)?;

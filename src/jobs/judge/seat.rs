@@ -5,7 +5,10 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::sync::mpsc::Receiver;
 
-use crate::inference::{AdapterRef, EngineError, Handle, Output, Request, Resident, Sampling, Task};
+use crate::{
+    data::{self, Row},
+    inference::{AdapterRef, EngineError, Handle, Output, Request, Resident, Sampling, Task},
+};
 
 /// How long a full queue is left alone.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -76,6 +79,21 @@ impl Seat {
                 }
                 Ok(all)
             }
+            other => Err(broken(other)),
+        }
+    }
+
+    /// The score that a reward model gives a row of a training file, and the row's tokens.
+    pub(super) async fn score(&self, row: &Value) -> Result<(f64, u64), String> {
+        let info = &self.resident.base.info;
+        let text = &self.resident.text;
+        let context = data::Context { text, base_id: &info.id, max_seq_len: info.context, vocab: info.vocab };
+        let rows = data::load(row.to_string().as_bytes(), &context).map_err(|error| error.to_string())?;
+        let [Row::Example(example)] = rows.as_slice() else { return Err("the row is no conversation".to_owned()) };
+        self.room(&example.ids, 0)?;
+        let request = Request { task: Task::Score, max_tokens: 0, ..self.request(&example.ids) };
+        match self.submit(request).await?.recv().await {
+            Some(Output::Score(score)) => Ok((f64::from(score), example.ids.len() as u64)),
             other => Err(broken(other)),
         }
     }

@@ -38,6 +38,16 @@ impl Scene {
         &self.values
     }
 
+    /// The row's conversation with what the model wrote behind it, as a row of a training file.
+    pub fn conversation(&self) -> Result<Value, GradeError> {
+        let Some(Value::Array(messages)) = self.values.pointer("/item/messages") else {
+            return Err(GradeError("a reward model reads conversations: the row has no messages".to_owned()));
+        };
+        let mut messages = messages.clone();
+        messages.push(json!({"role": "assistant", "content": self.values["sample"]["output_text"]}));
+        Ok(json!({"messages": messages}))
+    }
+
     /// What a model is asked, as a conversation.
     pub fn question(&self, asked: &ScoreModel) -> Result<Vec<Value>, GradeError> {
         let message = |message: &GraderMessage| {
@@ -77,7 +87,7 @@ pub fn grade(grader: &Grader, scene: &Scene) -> Result<f64, GradeError> {
     grade_with(grader, scene, &Answers::new())
 }
 
-/// With the answers of all that were asked.
+/// With the answers of all that were asked. What a formula gives may be no number.
 pub fn grade_with(grader: &Grader, scene: &Scene, answers: &Answers) -> Result<f64, GradeError> {
     grade_at("", grader, scene, answers)
 }
@@ -86,7 +96,7 @@ pub fn grade_with(grader: &Grader, scene: &Scene, answers: &Answers) -> Result<f
 pub fn parts(grader: &Grader, scene: &Scene, answers: &Answers) -> Vec<(String, f64)> {
     let Grader::Multi { graders, .. } = grader else { return Vec::new() };
     let part = |(key, inner): (&String, &Grader)| Some((key.clone(), grade_at(key, inner, scene, answers).ok()?));
-    graders.iter().filter_map(part).collect()
+    graders.iter().filter_map(part).filter(|(_, score)| score.is_finite()).collect()
 }
 
 fn grade_at(place: &str, grader: &Grader, scene: &Scene, answers: &Answers) -> Result<f64, GradeError> {
@@ -112,7 +122,7 @@ fn grade_at(place: &str, grader: &Grader, scene: &Scene, answers: &Answers) -> R
         Grader::Length { input, least, most, .. } => {
             Ok(yes((*least..=*most).contains(&(scene.fill(input)?.chars().count() as u64))))
         }
-        Grader::ScoreModel(_) | Grader::Endpoint(_) => {
+        Grader::ScoreModel(_) | Grader::Endpoint(_) | Grader::RewardModel(_) => {
             answers.get(place).copied().ok_or_else(|| GradeError(format!("nobody has answered {place:?}")))
         }
         Grader::Multi { graders, calculate_output, .. } => {
@@ -121,6 +131,10 @@ fn grade_at(place: &str, grader: &Grader, scene: &Scene, answers: &Answers) -> R
             };
             let scores = graders.iter().map(score);
             let scores: BTreeMap<String, f64> = scores.collect::<Result<_, GradeError>>()?;
+            // `min` and `max` would pass over it.
+            if scores.values().any(|score| score.is_nan()) {
+                return Ok(f64::NAN);
+            }
             Formula::parse(calculate_output)?.value(&scores)
         }
     }

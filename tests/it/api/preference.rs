@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::support::server::{BASE, Client, Server, chat_rows};
+use crate::support::{
+    server::{BASE, Client, Server, chat_rows},
+    tiny::Tiny,
+};
 
 const JOBS: &str = "/v1/fine_tuning/jobs";
 
@@ -349,4 +352,51 @@ async fn ppo_from_upload_to_answer() {
         let code = if field == "epsilon" { "spec_unknown_field" } else { "spec_out_of_range" };
         error.error(400, code, Some(&format!("method.ppo.hyperparameters.{field}")));
     }
+}
+
+/// What a job made judges another's completions, as it judges texts that are sent to it; on its own base only.
+#[tokio::test]
+async fn a_reward_model_rewards() {
+    let other = tempfile::tempdir().unwrap();
+    Tiny { seed: 9, ..Tiny::default() }.write(other.path());
+    let server = Server::with(&["--model", &format!("other={}", other.path().display())]);
+    let client = server.client();
+    let made = job(&file(&client, pairs(6)).await, "reward_model", json!({"n_epochs": 2, "batch_size": 2}));
+    let judge = follow(&client, &made, &["rewards/margins"]).await["fine_tuned_model"].clone();
+    let grader = json!({"type": "reward_model", "name": "rm", "model": judge});
+    let item = json!({"messages": [{"role": "user", "content": "Question 1"}]});
+    let run = json!({"grader": grader, "item": item, "model_sample": "Good 1"});
+    let graded = client.post("/v1/fine_tuning/alpha/graders/run", &run).await.ok();
+    let text =
+        json!({"messages": [{"role": "user", "content": "Question 1"}, {"role": "assistant", "content": "Good 1"}]});
+    let scored = client.post("/v1/classify", &json!({"model": judge, "input": text})).await.ok();
+    assert_eq!(graded["reward"], scored["data"][0]["score"], "{graded} {scored}");
+
+    let rows: String = (0..4).map(|_| format!("{item}\n")).collect();
+    let questions = file(&client, rows).await;
+    // A weighted sum with a rule.
+    let both = json!({"type": "multi", "name": "both", "calculate_output": "rm / 2 + short", "graders": {"rm": grader,
+        "short": {"type": "length", "name": "s", "input": "{{sample.output_text}}", "least": 0, "most": 9}}});
+    let with = |model: &str, grader: &Value| {
+        let knobs = json!({"max_completion_length": 6, "n_epochs": 3, "batch_size": 2, "num_ppo_epochs": 1});
+        let mut body = job(&questions, "ppo", knobs);
+        (body["method"]["ppo"]["grader"], body["model"]) = (grader.clone(), json!(model));
+        body
+    };
+    follow(&client, &with(BASE, &both), &["reward", "objective/rlhf_reward"]).await;
+    // What a formula gives that is no number is left out and counted, up to a share.
+    let mut none = both.clone();
+    none["calculate_output"] = json!("log(0 - short)");
+    let queued = client.post(JOBS, &with(BASE, &none)).await.ok();
+    let failed = client.end_of(queued["id"].as_str().unwrap()).await;
+    assert_eq!(failed["error"]["code"], "grader_failed", "{failed}");
+    assert!(failed["error"]["message"].as_str().unwrap().contains("the formula gives"), "{failed}");
+
+    let inner = Some("method.ppo.grader.graders.rm.model");
+    let refused = client.post(JOBS, &with("other", &both)).await.error(400, "wrong_base", inner);
+    assert!(refused.contains(BASE) && refused.contains("other"), "{refused}");
+    let naming = |model: &Value| json!({"type": "reward_model", "name": "rm", "model": model});
+    let param = Some("method.ppo.grader.model");
+    client.post(JOBS, &with(BASE, &naming(&json!(BASE)))).await.error(400, "wrong_task", param);
+    client.post(JOBS, &with(BASE, &naming(&json!("nobody")))).await.error(404, "model_not_found", param);
 }

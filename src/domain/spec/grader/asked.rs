@@ -89,6 +89,16 @@ pub struct SamplingParams {
     pub max_completions_tokens: Option<u64>,
 }
 
+/// The score of a reward model of this server. It is given the row's `messages` with the answer behind them, as it was
+/// given rows in its training; a job's stands on the job's own base.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RewardModel {
+    pub name: String,
+    /// What a `reward_model` job made.
+    pub model: String,
+}
+
 /// A service that is sent the row and the answer, `{"item", "sample": {"output_text", "output_json"}}`, and says
 /// `{"score": number}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use super::SpecError;
 
-pub use asked::{Endpoint, GraderMessage, GraderRole, SamplingParams, ScoreModel, Scoring};
+pub use asked::{Endpoint, GraderMessage, GraderRole, RewardModel, SamplingParams, ScoreModel, Scoring};
 
 /// How deep graders may stand in each other.
 const DEPTH: usize = 2;
@@ -33,6 +33,8 @@ pub enum Grader {
     ScoreModel(ScoreModel),
     /// A service's opinion, as often.
     Endpoint(Endpoint),
+    /// A reward model's score.
+    RewardModel(RewardModel),
     /// A formula over other graders' scores, by their keys.
     Multi {
         name: String,
@@ -110,6 +112,7 @@ impl Grader {
         match self {
             Grader::ScoreModel(model) => vec![(String::new(), Asked::Model(model))],
             Grader::Endpoint(endpoint) => vec![(String::new(), Asked::Endpoint(endpoint))],
+            Grader::RewardModel(model) => vec![(String::new(), Asked::Reward(model))],
             Grader::Multi { graders, .. } => {
                 let mut all = Vec::new();
                 for (key, grader) in graders {
@@ -128,6 +131,7 @@ impl Grader {
 pub enum Asked<'a> {
     Model(&'a ScoreModel),
     Endpoint(&'a Endpoint),
+    Reward(&'a RewardModel),
 }
 
 /// A grader's place: the keys that lead to it.
