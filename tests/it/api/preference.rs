@@ -370,7 +370,8 @@ async fn a_reward_model_rewards() {
     let text =
         json!({"messages": [{"role": "user", "content": "Question 1"}, {"role": "assistant", "content": "Good 1"}]});
     let scored = client.post("/v1/classify", &json!({"model": judge, "input": text})).await.ok();
-    assert_eq!(graded["reward"], scored["data"][0]["score"], "{graded} {scored}");
+    let number = |value: &Value| value.as_f64().unwrap() as f32;
+    assert_eq!(number(&graded["reward"]), number(&scored["data"][0]["score"]), "{graded} {scored}");
 
     let rows: String = (0..4).map(|_| format!("{item}\n")).collect();
     let questions = file(&client, rows).await;
