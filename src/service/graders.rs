@@ -5,7 +5,10 @@ use serde_json::{Map, Value};
 
 use super::{Problem, Service, fields::read};
 use crate::{
-    domain::spec::{Asked, Grader, RewardModel},
+    domain::{
+        TaskHead,
+        spec::{Asked, Grader, RewardModel},
+    },
     inference::read_adapter,
     jobs::judge::{Graded, Judges, Means, SeatError},
     methods,
@@ -111,14 +114,14 @@ impl Service {
 
     async fn check_reward_model(&self, project: &str, name: &str, param: &str) -> Result<(), Problem> {
         let found = self.model(project, name).await.map_err(|problem| problem.at(param))?;
-        let is_scored = match &found.adapter {
+        let head = match &found.adapter {
             Some(record) => {
                 let (_, files) = read_adapter(&self.store, &record.generation).await?;
-                methods::score::is_scored(&files).map_err(|error| Problem::from(error).at(param))?
+                methods::score::head(&files).map_err(|error| Problem::from(error).at(param))?
             }
-            None => false,
+            None => None,
         };
-        if is_scored {
+        if head == Some(TaskHead::Score) {
             return Ok(());
         }
         let message = format!("{name} gives no scores: {param} takes what a reward_model job made");

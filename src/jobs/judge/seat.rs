@@ -7,6 +7,7 @@ use tokio::sync::mpsc::Receiver;
 
 use crate::{
     data::{self, Row},
+    domain::TaskHead,
     inference::{AdapterRef, EngineError, Handle, Output, Request, Resident, Sampling, Task},
 };
 
@@ -91,9 +92,14 @@ impl Seat {
         let rows = data::load(row.to_string().as_bytes(), &context).map_err(|error| error.to_string())?;
         let [Row::Example(example)] = rows.as_slice() else { return Err("the row is no conversation".to_owned()) };
         self.room(&example.ids, 0)?;
-        let request = Request { task: Task::Score, max_tokens: 0, ..self.request(&example.ids) };
-        match self.submit(request).await?.recv().await {
-            Some(Output::Score(score)) => Ok((f64::from(score), example.ids.len() as u64)),
+        let n = example.ids.len();
+        let task = Task::Classify { rows: TaskHead::Score.reads(), spans: vec![n - 1..n] };
+        let request = Request { task, max_tokens: 0, ..self.request(&example.ids) };
+        match heard(&mut self.submit(request).await?).await {
+            Some(Output::Scores { rows, .. }) => match rows.as_slice() {
+                [row] if row.len() == 1 => Ok((f64::from(row[0]), n as u64)),
+                other => Err(format!("{} scores came of one text", other.len())),
+            },
             other => Err(broken(other)),
         }
     }
