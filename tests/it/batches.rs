@@ -221,7 +221,7 @@ async fn what_the_window_leaves_is_said() {
 }
 
 #[tokio::test]
-async fn a_killed_server_asks_nothing_twice_and_loses_nothing() {
+async fn a_killed_server_loses_no_answer_and_counts_none_twice() {
     let mut server = Server::start();
     let content = chats(60, 40);
     let whole = end(&server.client(), &batch(&server.client(), CHAT, "24h", content.clone()).await).await;

@@ -1,4 +1,4 @@
-//! Where adapters are, as the API says it: pins, mixtures, SIGKILL in the middle of a download.
+//! Where adapters are, as the API says it: pins, mixtures, ten thousand names, SIGKILL in the middle of a download.
 
 use std::{path::Path, time::Duration};
 
@@ -122,6 +122,65 @@ async fn adapters_are_mixed_for_one_request() {
     client.post(CHAT, &tuned).await.error(400, "invalid_combination", Some("adapters"));
     let other = server.client_with(&server.create_key("other", "all"));
     other.post(CHAT, &with(json!([{"model": a}]))).await.error(404, "model_not_found", Some("adapters.0.model"));
+}
+
+/// Bytes that a process has in memory.
+fn resident(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+/// The bar of ten thousand registered adapters: 20 MB.
+#[tokio::test]
+async fn ten_thousand_adapters_cost_little_memory() {
+    const N: usize = 10_000;
+    let server = Server::start();
+    let client = server.client();
+    let model = trained(&client, lora(4), 1).await;
+    let used = async || {
+        client.post(CHAT, &chat(&model)).await.ok();
+        client.get("/v1/adapters?limit=100").await.ok()
+    };
+    for _ in 0..5 {
+        used().await;
+    }
+    let before = resident(server.process());
+    let url = format!("sqlite:{}", server.data().join("attune.db").display());
+    sqlx::any::install_default_drivers();
+    let raw = sqlx::any::AnyPoolOptions::new().max_connections(1).connect(&url).await.unwrap();
+    // As many as are registered, all with files of their own, which are not there.
+    let sql = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10000) \
+               INSERT INTO adapters (id, project, model, parent, method, generation, bytes, created_at, virtual_tokens) \
+               SELECT 'adapter-' || i, project, 'ft:tiny:default:many:' || i, parent, method, \
+               printf('%064x', i), bytes, created_at, virtual_tokens FROM adapters, n WHERE model = $1";
+    sqlx::query(sql).bind(model.as_str().unwrap()).execute(&raw).await.unwrap();
+    let mut after = None;
+    let mut seen = 0;
+    loop {
+        let path = after
+            .as_ref()
+            .map_or_else(|| "/v1/adapters?limit=100".to_owned(), |id| format!("/v1/adapters?limit=100&after={id}"));
+        let page = client.get(&path).await.ok();
+        seen += page["data"].as_array().unwrap().len();
+        if page["has_more"] == false {
+            break;
+        }
+        after = page["last_id"].as_str().map(str::to_owned);
+    }
+    assert_eq!(seen, N + 2);
+    for i in (1..=N).step_by(5) {
+        let missing = chat(&json!(format!("ft:tiny:default:many:{i}")));
+        client.post(CHAT, &missing).await.error(409, "adapter_unusable", None);
+    }
+    used().await;
+    let added = resident(server.process()).saturating_sub(before);
+    println!("{added} bytes for {N} adapters");
+    assert!(added <= 20_000_000, "{added} bytes");
+    // All names at once are no longer what registered adapters cost, but what this list does: the base, the trained one
+    // and its last checkpoint are in it too.
+    let models = client.get("/v1/models").await.ok();
+    assert_eq!(models["data"].as_array().unwrap().len(), N + 3);
 }
 
 /// What the cache has of adapters, and of halves.
