@@ -240,20 +240,17 @@ async fn in_a_storm_everybody_gets_their_own_or_an_error() {
         };
         let (store, engine) = chaotic(&bench, tight);
         let (mut waiting, mut good, mut bad) = (Vec::new(), 0, 0);
-        for round in 0..120 {
+        for round in 0..200 {
             let i = random.below(all.len());
             waiting.push((i, engine.submit(ask(Some(&all[i]), 7, 6)).unwrap()));
             match random.below(8) {
-                0 => {
+                0 | 6 | 7 => {
                     let other = key(&all[random.below(all.len())], WEIGHTS);
                     let faults = [Fault::Flipped, Fault::Truncated, Fault::Longer, Fault::Swapped(other), Fault::Away];
                     let fault = faults[random.below(faults.len())].clone();
-                    let name = [MANIFEST, CONFIG, WEIGHTS][random.below(3)];
-                    store.set(
-                        &format!("{}/{name}", all[random.below(all.len())].generation),
-                        fault,
-                        1 + random.below(4),
-                    );
+                    let name = [MANIFEST, CONFIG, WEIGHTS, WEIGHTS, WEIGHTS][random.below(5)];
+                    let end = format!("{}/{name}", all[random.below(all.len())].generation);
+                    store.set(&end, fault, 1 + random.below(4));
                 }
                 1 => engine.evict(&all[random.below(all.len())].generation),
                 2 => store.heal(),
