@@ -1,6 +1,7 @@
 //! HTTP: the route table, and one file a resource. Handlers read a request, ask the service, write the answer.
 
 mod adapters;
+mod aliases;
 mod auth;
 mod batches;
 mod chat;

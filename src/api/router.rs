@@ -16,8 +16,8 @@ use tower_http::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    AppState, adapters, batches, chat, classify, completions, embeddings, error, estimate, extract::MAX_JSON, feedback,
-    files, graders, health, jobs, kept, methods, models, preferences, uploads,
+    AppState, adapters, aliases, batches, chat, classify, completions, embeddings, error, estimate, extract::MAX_JSON,
+    feedback, files, graders, health, jobs, kept, methods, models, preferences, uploads,
 };
 use crate::{domain::id, service::Problem};
 
@@ -60,6 +60,8 @@ pub fn routes(max_upload: u64) -> OpenApiRouter<AppState> {
         .routes(routes!(adapters::download))
         .routes(routes!(adapters::merge))
         .routes(routes!(adapters::pin, adapters::unpin))
+        .routes(routes!(aliases::list))
+        .routes(routes!(aliases::put, aliases::retrieve, aliases::delete))
         .routes(routes!(feedback::create, feedback::list))
         .routes(routes!(feedback::export))
         .routes(routes!(feedback::delete))

@@ -1,6 +1,7 @@
 //! All SQL. One query set for SQLite and PostgreSQL; every query of a user's data carries the project.
 
 mod adapters;
+mod aliases;
 mod answers;
 mod audit;
 mod batch_queue;
@@ -46,6 +47,7 @@ macro_rules! migrations {
             ("batches", include_str!(concat!("../../migrations/", $folder, "/0006_batches.sql"))),
             ("pins", include_str!(concat!("../../migrations/", $folder, "/0007_pins.sql"))),
             ("labellings", include_str!(concat!("../../migrations/", $folder, "/0008_labellings.sql"))),
+            ("aliases", include_str!(concat!("../../migrations/", $folder, "/0009_aliases.sql"))),
         ]
     };
 }

@@ -1,6 +1,7 @@
 //! The words of the project: plain types without I/O and without tensors.
 
 pub mod adapter;
+pub mod alias;
 pub mod base;
 pub mod batch;
 pub mod dataset;
@@ -20,6 +21,7 @@ pub mod spec;
 pub mod upload;
 
 pub use adapter::{AdapterRecord, Manifest, ManifestFile};
+pub use alias::{AliasRecord, Expected};
 pub use base::{BaseInfo, Norm, Site};
 pub use batch::{BatchError, BatchLine, BatchRecord, BatchStatus, Endpoint};
 pub use dataset::{FileReport, LineError};

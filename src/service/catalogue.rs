@@ -102,7 +102,11 @@ impl Service {
         if let Some(resident) = self.bases.get(name) {
             return Ok(Model { name: name.to_owned(), resident: resident.clone(), adapter: None, lease: None });
         }
-        let record = self.db.adapter(project, name).await.map_err(|error| match error {
+        let found = match self.db.adapter(project, name).await {
+            Err(DbError::NotFound) => self.db.aliased(project, name).await,
+            found => found,
+        };
+        let record = found.map_err(|error| match error {
             DbError::NotFound if name.ends_with(LIVE) => {
                 let message = format!("{name} answers requests and is nothing else: name a checkpoint");
                 Problem::new(Fault::NotFound, "model_not_stored", message).at("model")

@@ -3,6 +3,7 @@
 
 pub mod adapters;
 mod advice;
+mod aliases;
 mod batches;
 pub mod catalogue;
 pub mod chat;

@@ -1,6 +1,7 @@
 //! The wire, asked by a plain HTTP client of the real binary.
 
 mod access;
+mod aliases;
 mod bad_input;
 mod classification;
 mod embeddings;

@@ -1,5 +1,6 @@
 //! One suite for both databases: each behaviour is a function over an empty store, run on SQLite and on PostgreSQL.
 
+mod aliases;
 mod audit;
 mod batches;
 mod feedback;

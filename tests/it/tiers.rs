@@ -39,6 +39,9 @@ async fn a_pinned_adapter_is_loaded_at_once_and_again_after_a_restart() {
     let mut server = Server::with(&["--adapter-cache", "10000000"]);
     let client = server.client();
     let model = trained(&client, lora(4), 1).await;
+    // What was trained just now is in memory already.
+    server.kill_and_restart();
+    let client = server.client();
     let before = adapter(&client, &model).await;
     assert_eq!(
         (&before["tier"], &before["pinned"], &before["resident"]),
@@ -198,6 +201,7 @@ async fn a_kill_in_the_middle_of_a_download_leaves_nothing_half() {
     let arguments = ["--blob-store", "s3://attune-test/kill", "--s3-endpoint", &store.endpoint];
     let mut server = Server::with(&arguments);
     let model = trained(&server.client(), lora(8), 1).await;
+    server.kill_and_restart();
     let expected = server.client().post(CHAT, &chat(&model)).await.ok();
     assert_eq!(cached(server.data()), (1, 0));
     let mut halves = 0;

@@ -24,7 +24,8 @@ fn may(scope: &str, method: &Method, path: &str) -> bool {
     let is_text = says || path.ends_with("/completions") || ["/v1/embeddings", "/v1/classify"].contains(&path);
     let is_batches = path.starts_with("/v1/batches");
     let is_text = is_text || is_batches && *method == Method::POST;
-    let is_models = (path.starts_with("/v1/models") || is_batches) && *method == Method::GET;
+    let is_aliases = path.starts_with("/v1/aliases");
+    let is_models = (path.starts_with("/v1/models") || is_batches || is_aliases) && *method == Method::GET;
     match scope {
         "all" => true,
         "inference" => is_text || is_models,
@@ -43,6 +44,7 @@ async fn call(client: &Client, method: &Method, path: &str) -> Answer {
             request.multipart(multipart::Form::new().part("data", data))
         }
         Some("complete") => request.json(&json!({"part_ids": ["part_none"]})),
+        _ if *method == Method::PUT => request.json(&json!({"model": "ft:none"})),
         _ => request,
     };
     answer(request).await
@@ -116,6 +118,8 @@ async fn foreign_ids_answer_like_unknown_ones() {
     let judge = json!({"type": "grader", "grader": {"type": "json_valid", "name": "j", "input": "a"}});
     let body = json!({"file": prompts, "model": "tiny", "judge": judge});
     let preferences = mine.post("/v1/preferences", &body).await.ok();
+    let named = mine.request(Method::PUT, "/v1/aliases/an-alias-of-mine").json(&json!({"model": model}));
+    answer(named).await.ok();
     let fill = |path: &str, unknown: bool| {
         let id = |known: &str| if unknown { format!("{}x", &known[..known.len() - 1]) } else { known.to_owned() };
         path.replace("{file_id}", &id(&file))
@@ -124,6 +128,7 @@ async fn foreign_ids_answer_like_unknown_ones() {
             .replace("{adapter_id}", &id(adapter))
             .replace("{completion_id}", &id(completion.as_str().unwrap()))
             .replace("{feedback_id}", &id(feedback["id"].as_str().unwrap()))
+            .replace("{alias}", &id("an-alias-of-mine"))
             .replace("{batch_id}", &id(batch["id"].as_str().unwrap()))
             .replace("{preferences_id}", &id(preferences["id"].as_str().unwrap()))
             .replace("{upload_id}", &id(upload["id"].as_str().unwrap()))
