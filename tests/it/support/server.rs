@@ -94,6 +94,11 @@ impl Server {
         Worker { child, _stdout: stdout, _dir: dir }
     }
 
+    /// The process's number.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Where the server keeps everything.
     pub fn data(&self) -> &Path {
         &self.data
