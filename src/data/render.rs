@@ -77,7 +77,7 @@ pub fn reading(row: Value, context: &Context) -> Result<Option<Reading>, Fault> 
     if row.contains_key("text") {
         super::record::only(&row, &["text"], "the text")?;
         let ids = text_ids(&labelled::some_text(&mut row)?, context)?;
-        return Ok(Some(Reading { kind: RowKind::Labelled, spans: vec![0..ids.len()], ids }));
+        return Ok(Some(Reading { kind: RowKind::Labelled, spans: std::iter::once(0..ids.len()).collect(), ids }));
     }
     Ok(None)
 }

@@ -56,9 +56,11 @@ pub fn question(value: Value, context: &Context) -> Result<Reading, DataError> {
         return Ok(reading);
     }
     match load(Cursor::new(text), context)?.as_slice() {
-        [Row::Example(text)] => {
-            Ok(Reading { kind: RowKind::Examples, ids: text.ids.clone(), spans: vec![0..text.ids.len()] })
-        }
+        [Row::Example(text)] => Ok(Reading {
+            kind: RowKind::Examples,
+            ids: text.ids.clone(),
+            spans: std::iter::once(0..text.ids.len()).collect(),
+        }),
         _ => Err(at(Fault::new(
             "invalid_input",
             "a text is an object with text, with tokens, with messages, or with prompt and completion",

@@ -39,20 +39,18 @@ impl CustomOp1 for Frozen {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        match self.0.storage_and_layout() {
-            (w, w_layout) => match &*w {
-                Storage::Cpu(w) => self.product(x, layout, w, w_layout),
-                _ => candle_core::bail!("frozen linear: the weight is on another device"),
-            },
+        let (w, w_layout) = self.0.storage_and_layout();
+        match &*w {
+            Storage::Cpu(w) => self.product(x, layout, w, w_layout),
+            _ => candle_core::bail!("frozen linear: the weight is on another device"),
         }
     }
 
     fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        match self.0.storage_and_layout() {
-            (w, w_layout) => match &*w {
-                Storage::Cuda(w) => self.product(x, layout, w, w_layout),
-                _ => candle_core::bail!("frozen linear: the weight is on another device"),
-            },
+        let (w, w_layout) = self.0.storage_and_layout();
+        match &*w {
+            Storage::Cuda(w) => self.product(x, layout, w, w_layout),
+            _ => candle_core::bail!("frozen linear: the weight is on another device"),
         }
     }
 
