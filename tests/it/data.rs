@@ -83,7 +83,7 @@ fn lines_that_are_no_rows_are_named() {
     check_bad("[1,2]", "not_an_object");
     check_bad("null", "not_an_object");
     check_bad("{}", "unknown_format");
-    check_bad(r#"{"text":"a"}"#, "unknown_format");
+    check_bad(r#"{"words":"a"}"#, "unknown_format");
     check_bad(r#"{"prompt":"a","completion":"b"}"#, "mixed_formats");
 }
 
