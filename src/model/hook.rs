@@ -4,11 +4,9 @@
 //! tensors are `(rows, width)`, f32, contiguous; rows are the tokens of the sequences of one adapter, one sequence
 //! behind another, without padding.
 
-use std::sync::Arc;
-
 use candle_core::{Result, Tensor};
 
-use super::{linear::Linear, low_rank::LowRanks, mlp::Mlp};
+use super::{Taken, linear::Linear, low_rank::LowRanks, mlp::Mlp};
 use crate::domain::{Norm, Site, TaskHead};
 
 /// Where a hook is called.
@@ -138,9 +136,8 @@ pub trait Hook: Send + Sync {
         None
     }
 
-    /// The hook of a pass whose layers run a second time for their gradients (activation checkpointing), where that
-    /// must not count twice in `penalty` and `figures`; none is this hook itself.
-    fn again(&self) -> Option<Arc<dyn Hook>> {
+    /// What `penalty` is made of, where that stems from inside the layers: nothing else of their graphs may be in it.
+    fn taken(&self) -> Option<&Taken> {
         None
     }
 
@@ -150,7 +147,8 @@ pub trait Hook: Send + Sync {
         Ok(None)
     }
 
-    /// Figures of the pass that it went through, for the step's metrics (shares of experts).
+    /// Figures of the pass that it went through, for the step's metrics (shares of experts). Asked for before the
+    /// pass's backward, which may run layers again.
     fn figures(&self) -> Vec<(String, f64)> {
         Vec::new()
     }

@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 use candle_core::{Device, Result, Tensor};
 
 use super::{
-    At, Base, Batch, Hook, Linear,
+    At, Base, Batch, Hook, Linear, Taken,
     low_rank::{add_low_rank, scale_rows},
     ops::{self, Block, Rotation, Span},
 };
@@ -142,13 +142,9 @@ impl Pass {
         join(parts)?.to_device(base.device())
     }
 
-    /// From now on layers run for their gradients, after they have run for their values.
-    pub fn again(&mut self) {
-        for group in &mut self.groups {
-            if let Some(hook) = group.hook.as_ref().and_then(|hook| hook.again()) {
-                group.hook = Some(hook);
-            }
-        }
+    /// What hooks take from inside the layers.
+    pub fn taken(&self) -> impl Iterator<Item = &Taken> {
+        self.groups.iter().filter_map(|group| group.hook.as_ref()?.taken())
     }
 
     /// `prefixes` are the groups', in order. The batch is asked for caches only.

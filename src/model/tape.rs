@@ -3,13 +3,15 @@
 //!
 //! The second run is the first one's arithmetic on the same numbers, dropout's masks included, so gradients are the
 //! same to the bit. What a layer shares with others is cut at its border: prefixes, and what stands before the first
-//! layer, get their gradients at the end, once. A penalty that a hook takes from inside a layer reaches that layer's
-//! input directly; there the two parts are added later than in a whole graph, and the last bit may differ.
+//! layer, get their gradients at the end, once; the scalars that a hook takes from inside a layer for its penalty are
+//! outputs of the layer as its rows are. There gradients may be added in another order than in a whole graph.
+
+use std::iter;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, Var, backprop::GradStore};
 
 use super::{
-    Base, Batch,
+    Base, Batch, Taken,
     pass::{Pass, Prefix},
 };
 
@@ -40,6 +42,8 @@ struct Kept {
     input: Tensor,
     /// With their graph.
     prefixes: Vec<Option<Prefix>>,
+    /// Of the layer's other outputs, leaves of the loss's graph.
+    taken: Vec<Tensor>,
 }
 
 impl Tape {
@@ -66,7 +70,8 @@ impl Tape {
         for layer in 0..base.layers.len() {
             let prefixes = pass.prefixes(layer)?;
             let y = pass.layer(base, &mut batch, layer, &x, &prefixes)?;
-            layers.push(Kept { input: std::mem::replace(&mut x, leaf(&y)?), prefixes });
+            let taken = pass.taken().map(Taken::cut).collect::<Result<Vec<_>>>()?.concat();
+            layers.push(Kept { input: std::mem::replace(&mut x, leaf(&y)?), prefixes, taken });
         }
         let hidden = base.end(&pass, &x)?;
         self.passes.push(Recorded { pass, embedded, layers, output: x });
@@ -82,28 +87,35 @@ impl Tape {
 }
 
 impl Recorded {
-    /// `found` has the gradient of the output, and what the loss took from inside the layers.
+    /// `found` has the gradients of the leaves that stand for the layers' outputs.
     fn backward(
         mut self,
         base: &Base,
         found: &mut GradStore,
         take: &mut impl FnMut(&GradStore) -> Result<()>,
     ) -> Result<()> {
-        self.pass.again();
         let mut batch = Batch { sequences: Vec::new(), train: None };
         let mut gradient = found.remove(&self.output).filter(|_| self.output.is_variable());
         let mut before = Vec::new();
         for layer in (0..self.layers.len()).rev() {
-            // None where nothing before is trained.
-            let (Some(of_output), Some(kept)) = (gradient.take(), self.layers.pop()) else { break };
+            let Some(kept) = self.layers.pop() else { break };
+            // None where the loss does not ask for an output, or nothing before it is trained.
+            let of_outputs: Vec<Option<Tensor>> =
+                iter::once(gradient.take()).chain(kept.taken.iter().map(|leaf| found.remove(leaf))).collect();
+            if of_outputs.iter().all(Option::is_none) {
+                continue;
+            }
             let leaves = kept.prefixes.iter().map(|prefix| match prefix {
                 Some((k, v)) => Ok(Some((leaf(k)?, leaf(v)?))),
                 None => Ok(None),
             });
             let leaves = leaves.collect::<Result<Vec<_>>>()?;
             let y = self.pass.layer(base, &mut batch, layer, &kept.input, &leaves)?;
-            let mut own = seed(&y, of_output)?.backward()?;
-            drop(y);
+            let outputs = iter::once(y).chain(self.pass.taken().flat_map(Taken::take_back)).zip(of_outputs);
+            let seeds = outputs.filter_map(|(output, gradient)| Some(seed(&output, gradient?)));
+            let Some(root) = sum(seeds.collect::<Result<_>>()?)? else { continue };
+            let mut own = root.backward()?;
+            drop(root);
             take(&own)?;
             let pairs = kept.prefixes.iter().flatten().zip(leaves.iter().flatten());
             for (whole, leaf) in pairs.flat_map(|((k, v), (leaf_k, leaf_v))| [(k, leaf_k), (v, leaf_v)]) {
@@ -111,23 +123,25 @@ impl Recorded {
                     before.push(seed(whole, gradient)?);
                 }
             }
-            let direct = found.remove(&kept.input);
-            gradient = match (own.remove(&kept.input).filter(|_| kept.input.is_variable()), direct) {
-                (Some(through), Some(direct)) => Some((through + direct)?),
-                (through, _) => through,
-            };
+            gradient = own.remove(&kept.input).filter(|_| kept.input.is_variable());
         }
         if let Some(gradient) = gradient.filter(|_| self.embedded.track_op()) {
             before.push(seed(&self.embedded, gradient)?);
         }
-        let Some(first) = before.pop() else { return Ok(()) };
-        let all = before.into_iter().try_fold(first, |sum, seed| sum + seed)?;
-        take(&all.backward()?)
+        match sum(before)? {
+            Some(root) => take(&root.backward()?),
+            None => Ok(()),
+        }
     }
 }
 
+fn sum(seeds: Vec<Tensor>) -> Result<Option<Tensor>> {
+    let mut seeds = seeds.into_iter();
+    seeds.next().map(|first| seeds.try_fold(first, |sum, seed| sum + seed)).transpose()
+}
+
 /// The same numbers without what they come from; a variable if a gradient has to go on there.
-fn leaf(x: &Tensor) -> Result<Tensor> {
+pub(super) fn leaf(x: &Tensor) -> Result<Tensor> {
     if x.track_op() { Ok(Var::from_tensor(&x.detach())?.into_inner()) } else { Ok(x.clone()) }
 }
 

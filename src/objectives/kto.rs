@@ -42,7 +42,8 @@ impl Objective for KtoSpec {
         let z = match mixed.len() {
             0 => 0.0,
             n => {
-                let policy: f64 = score_only(models.base, Some(&hook), &mixed)?.iter().sum();
+                // A hook of its own: a penalty is of the pass that is trained.
+                let policy: f64 = score_only(models.base, Some(&models.method.hook(None)?), &mixed)?.iter().sum();
                 let reference: f64 = score_only(models.base, models.reference, &mixed)?.iter().sum();
                 ((policy - reference) / n as f64).max(0.0)
             }

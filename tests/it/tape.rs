@@ -1,13 +1,10 @@
 //! Activation checkpointing with a hook that uses every way into a layer at once.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use attune::{
     domain::{Site, rng::Stream},
-    model::{At, Base, Batch, Hook, Keep, Linear, Sequence, Tape, Target},
+    model::{At, Base, Batch, Hook, Keep, Linear, Sequence, Taken, Tape, Target},
 };
 use candle_core::{Device, Result, Tensor, Var};
 
@@ -20,7 +17,7 @@ const PREFIX: usize = 3;
 struct Busy {
     variables: Arc<BTreeMap<String, Var>>,
     encoded: Tensor,
-    penalties: Option<Mutex<Vec<Tensor>>>,
+    penalties: Taken,
 }
 
 fn variable(rows: usize, cols: usize, seed: u64) -> Var {
@@ -32,7 +29,7 @@ fn variable(rows: usize, cols: usize, seed: u64) -> Var {
 impl Busy {
     fn new(variables: &Arc<BTreeMap<String, Var>>) -> Self {
         let encoded = variables["table"].matmul(variables["encoder"].as_tensor()).unwrap().tanh().unwrap();
-        Self { variables: variables.clone(), encoded, penalties: Some(Mutex::default()) }
+        Self { variables: variables.clone(), encoded, penalties: Taken::default() }
     }
 
     fn variables() -> Arc<BTreeMap<String, Var>> {
@@ -71,10 +68,8 @@ impl Hook for Busy {
         if site != Site::Up {
             return base.forward(x);
         }
-        if let Some(penalties) = &self.penalties {
-            let scores = x.matmul(self.variables[&format!("router{}", at.layer)].as_tensor())?;
-            penalties.lock().unwrap().push(scores.sqr()?.mean_all()?);
-        }
+        let scores = x.matmul(self.variables[&format!("router{}", at.layer)].as_tensor())?;
+        self.penalties.push(scores.sqr()?.mean_all()?);
         let stream = Stream::new(at.train.unwrap(), at.layer as u64);
         let mask: Vec<f32> = stream.uniforms(x.elem_count()).map(|u| if u < 0.3 { 0.0 } else { 1.4 }).collect();
         let x = (x * Tensor::from_vec(mask, x.shape(), x.device())?)?;
@@ -82,14 +77,13 @@ impl Hook for Busy {
         base.forward_low_rank(&x, &of("a"), &of("b"), 1.7)
     }
 
-    fn again(&self) -> Option<Arc<dyn Hook>> {
-        Some(Arc::new(Self { variables: self.variables.clone(), encoded: self.encoded.clone(), penalties: None }))
+    fn taken(&self) -> Option<&Taken> {
+        Some(&self.penalties)
     }
 
     fn penalty(&self) -> Result<Option<Tensor>> {
-        let penalties = self.penalties.as_ref().map(|p| p.lock().unwrap().clone()).unwrap_or_default();
         // Not a sum over layers.
-        penalties.into_iter().reduce(|a, b| (a * b).unwrap()).map(|all| all.sqrt()).transpose()
+        self.penalties.all().into_iter().reduce(|a, b| (a * b).unwrap()).map(|all| all.sqrt()).transpose()
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard};
 use candle_core::{Device, Result, Tensor};
 
 use super::router::{Choice, Scores};
+use crate::model::Taken;
 
 /// `E · Σ_e f_e · P_e` (Fedus et al., arXiv 2101.03961, in Mixtral's form): f is the number of a row's choices that
 /// fall on an expert, mean over rows, and P the mean of `importance: (rows, E)`. With k choices a row, all alike, it
@@ -22,7 +23,7 @@ pub fn switch_balance(importance: &Tensor, choice: &Choice) -> Result<Tensor> {
 
 #[derive(Default)]
 struct Sums {
-    balances: Vec<Tensor>,
+    routers: usize,
     entropy: f64,
     active: f64,
     /// Of each expert: its part of all choices, over the routers that have it.
@@ -32,26 +33,29 @@ struct Sums {
 /// What the routers of one pass chose.
 pub struct Tally {
     coefficient: f64,
-    /// None while layers run again for their gradients: nothing counts twice.
-    sums: Option<Mutex<Sums>>,
+    balances: Taken,
+    sums: Mutex<Sums>,
 }
 
 impl Tally {
     pub fn new(coefficient: f64) -> Self {
-        Self { coefficient, sums: Some(Mutex::default()) }
+        Self { coefficient, balances: Taken::default(), sums: Mutex::default() }
     }
 
-    /// One that notes nothing.
-    pub fn silent() -> Self {
-        Self { coefficient: 0.0, sums: None }
+    fn sums(&self) -> MutexGuard<'_, Sums> {
+        self.sums.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    fn sums(&self) -> Option<MutexGuard<'_, Sums>> {
-        self.sums.as_ref().map(|sums| sums.lock().unwrap_or_else(|e| e.into_inner()))
+    /// Of each router.
+    pub fn balances(&self) -> &Taken {
+        &self.balances
     }
 
-    pub fn note(&self, balance: Tensor, scores: &Scores, choice: &Choice) {
-        let Some(mut sums) = self.sums() else { return };
+    pub fn note(&self, scores: &Scores, choice: &Choice, balance: impl FnOnce() -> Result<Tensor>) -> Result<()> {
+        if self.coefficient != 0.0 {
+            self.balances.push(balance()?);
+        }
+        let mut sums = self.sums();
         let rows = scores.values.len().max(1) as f64;
         let experts = scores.values.first().map_or(1, Vec::len);
         let mut counts = vec![0usize; experts];
@@ -64,7 +68,7 @@ impl Tally {
         }
         let all = counts.iter().sum::<usize>() as f64;
         let information = |p: &f32| if *p > 0.0 { -f64::from(*p) * f64::from(*p).ln() } else { 0.0 };
-        sums.balances.push(balance);
+        sums.routers += 1;
         sums.entropy += scores.values.iter().flatten().map(information).sum::<f64>() / rows;
         sums.active += all / rows;
         if sums.shares.len() < experts {
@@ -74,24 +78,25 @@ impl Tally {
             *share += count as f64 / all.max(1.0);
             *routers += 1;
         }
+        Ok(())
     }
 
     /// The mean over routers, times the coefficient.
     pub fn penalty(&self) -> Result<Option<Tensor>> {
-        let Some(sums) = self.sums() else { return Ok(None) };
-        if sums.balances.is_empty() || self.coefficient == 0.0 {
+        let balances = self.balances.all();
+        if balances.is_empty() {
             return Ok(None);
         }
-        Tensor::stack(&sums.balances, 0)?.mean(0)?.affine(self.coefficient, 0.0)?.to_device(&Device::Cpu).map(Some)
+        Tensor::stack(&balances, 0)?.mean(0)?.affine(self.coefficient, 0.0)?.to_device(&Device::Cpu).map(Some)
     }
 
     /// The routers' mean entropy in nats, the experts that a row has at work, and each expert's part of the choices.
     pub fn figures(&self) -> Vec<(String, f64)> {
-        let Some(sums) = self.sums() else { return Vec::new() };
-        if sums.balances.is_empty() {
+        let sums = self.sums();
+        if sums.routers == 0 {
             return Vec::new();
         }
-        let routers = sums.balances.len() as f64;
+        let routers = sums.routers as f64;
         let means = [("router_entropy", sums.entropy / routers), ("experts_per_token", sums.active / routers)];
         let shares = sums.shares.iter().enumerate();
         let shares = shares.map(|(e, (share, routers))| (format!("expert_share.{e}"), share / *routers as f64));

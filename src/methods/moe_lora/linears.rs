@@ -13,7 +13,7 @@ use super::{
 use crate::{
     domain::Site,
     methods::dropout,
-    model::{At, Hook, Linear},
+    model::{At, Hook, Linear, Taken},
 };
 
 pub struct Mixed {
@@ -28,7 +28,8 @@ pub type Sites = Vec<[Option<Mixed>; Site::LAYER.len()]>;
 pub struct Linears {
     pub sites: Arc<Sites>,
     pub dropout: f64,
-    pub tally: Tally,
+    /// None while serving.
+    pub tally: Option<Tally>,
 }
 
 impl Hook for Linears {
@@ -36,7 +37,7 @@ impl Hook for Linears {
         let Some(mixed) = self.sites.get(at.layer).and_then(|sites| sites.get(site as usize)?.as_ref()) else {
             return Ok(y);
         };
-        let choice = mixed.router.choose(at, x, &self.tally)?;
+        let choice = mixed.router.choose(at, x, self.tally.as_ref())?;
         let dropped = dropout(x, self.dropout, at.train, mixed.router.place)?;
         let x = dropped.as_ref().unwrap_or(x);
         if choice.active.is_none() {
@@ -49,15 +50,15 @@ impl Hook for Linears {
         routing.add(&y, &mixed.experts.each(&routing.gather(x)?, &routing)?)
     }
 
-    fn again(&self) -> Option<Arc<dyn Hook>> {
-        Some(Arc::new(Self { sites: self.sites.clone(), dropout: self.dropout, tally: Tally::silent() }))
+    fn taken(&self) -> Option<&Taken> {
+        self.tally.as_ref().map(Tally::balances)
     }
 
     fn penalty(&self) -> Result<Option<Tensor>> {
-        self.tally.penalty()
+        self.tally.as_ref().map_or(Ok(None), Tally::penalty)
     }
 
     fn figures(&self) -> Vec<(String, f64)> {
-        self.tally.figures()
+        self.tally.as_ref().map_or_else(Vec::new, Tally::figures)
     }
 }

@@ -20,7 +20,7 @@ use crate::{
         dropout,
         lora::layer::{Adapted, LowRank},
     },
-    model::{At, Hook, Linear, mlp::Mlp},
+    model::{At, Hook, Linear, Taken, mlp::Mlp},
 };
 
 pub struct Block {
@@ -36,7 +36,8 @@ pub struct MixLora {
     pub blocks: Arc<Vec<Option<Block>>>,
     pub attention: Arc<Adapted<LowRank>>,
     pub dropout: f64,
-    pub tally: Tally,
+    /// None while serving.
+    pub tally: Option<Tally>,
 }
 
 impl MixLora {
@@ -73,7 +74,7 @@ impl Hook for MixLora {
 
     fn mlp(&self, at: At, x: &Tensor, mlp: &Mlp) -> Result<Option<Tensor>> {
         let Some(block) = self.blocks.get(at.layer).and_then(Option::as_ref) else { return Ok(None) };
-        let routing = Routing::new(&block.router.choose(at, x, &self.tally)?)?;
+        let routing = Routing::new(&block.router.choose(at, x, self.tally.as_ref())?)?;
         let (gate, up) = (mlp.gate.forward(x)?, mlp.up.forward(x)?);
         let z = mlp.activate(&gate, &up)?;
         let gates = self.spread(at, Site::Gate, [x, &gate], &block.gate, &routing)?;
@@ -86,20 +87,15 @@ impl Hook for MixLora {
         }
     }
 
-    fn again(&self) -> Option<Arc<dyn Hook>> {
-        Some(Arc::new(Self {
-            blocks: self.blocks.clone(),
-            attention: self.attention.clone(),
-            dropout: self.dropout,
-            tally: Tally::silent(),
-        }))
+    fn taken(&self) -> Option<&Taken> {
+        self.tally.as_ref().map(Tally::balances)
     }
 
     fn penalty(&self) -> Result<Option<Tensor>> {
-        self.tally.penalty()
+        self.tally.as_ref().map_or(Ok(None), Tally::penalty)
     }
 
     fn figures(&self) -> Vec<(String, f64)> {
-        self.tally.figures()
+        self.tally.as_ref().map_or_else(Vec::new, Tally::figures)
     }
 }

@@ -44,7 +44,7 @@ impl Method for MoeLoraSpec {
     fn load(&self, files: &AdapterFiles, base: &Base) -> Result<Arc<dyn Hook>, MethodError> {
         let parts = parts(self, &base.info)?;
         let values = file::tensors(&files.weights, &Part::expected(&parts))?;
-        Ok(Modules::new(self, &base.info, &Tensors::new(&parts, values)?)?.hook())
+        Ok(Modules::new(self, &base.info, &Tensors::new(&parts, values)?)?.serving())
     }
 }
 
@@ -76,7 +76,7 @@ struct Training {
 
 impl Trainable for Training {
     fn hook(&self, _: Option<u64>) -> candle_core::Result<Arc<dyn Hook>> {
-        Ok(self.modules.hook())
+        Ok(self.modules.training())
     }
 
     fn variables(&self) -> Vec<(String, Var)> {

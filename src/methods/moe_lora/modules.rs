@@ -52,8 +52,16 @@ impl Modules {
     }
 
     /// The hook of one pass, with a tally of its own.
-    pub fn hook(&self) -> Arc<dyn Hook> {
-        let (dropout, tally) = (self.dropout, Tally::new(self.coefficient));
+    pub fn training(&self) -> Arc<dyn Hook> {
+        self.hook(Some(Tally::new(self.coefficient)))
+    }
+
+    pub fn serving(&self) -> Arc<dyn Hook> {
+        self.hook(None)
+    }
+
+    fn hook(&self, tally: Option<Tally>) -> Arc<dyn Hook> {
+        let dropout = self.dropout;
         match &self.placed {
             Placed::Linears(sites) => Arc::new(Linears { sites: sites.clone(), dropout, tally }),
             Placed::Blocks { blocks, attention } => {

@@ -46,15 +46,15 @@ pub struct Router {
 }
 
 impl Router {
-    /// While training, what it chose goes to the tally.
-    pub fn choose(&self, at: At, x: &Tensor, tally: &Tally) -> Result<Choice> {
+    /// What it chose goes to the tally, where there is one.
+    pub fn choose(&self, at: At, x: &Tensor, tally: Option<&Tally>) -> Result<Choice> {
         let jittered = self.jittered(at, x)?;
         let x = jittered.as_ref().unwrap_or(x);
         let p = candle_nn::ops::softmax(&trained_linear(x, &self.weight)?, D::Minus1)?;
         let scores = Scores { x, values: p.to_vec2()?, p };
         let choice = self.gate.choose(&scores)?;
-        if at.train.is_some() {
-            tally.note(self.gate.balance(at, &scores, &choice)?, &scores, &choice);
+        if let Some(tally) = tally {
+            tally.note(&scores, &choice, || self.gate.balance(at, &scores, &choice))?;
         }
         Ok(choice)
     }

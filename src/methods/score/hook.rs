@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor};
 
 use crate::{
     domain::{Norm, Site, TaskHead},
-    model::{At, Hook, Linear, LowRanks, mlp::Mlp},
+    model::{At, Hook, Linear, LowRanks, Taken, mlp::Mlp},
 };
 
 pub struct Scored {
@@ -88,9 +88,8 @@ impl Hook for Scored {
         self.inner.norm(place)
     }
 
-    fn again(&self) -> Option<Arc<dyn Hook>> {
-        let (head, weight, bias) = (self.head.clone(), self.weight.clone(), self.bias.clone());
-        self.inner.again().map(|inner| Arc::new(Scored { inner, head, weight, bias }) as Arc<dyn Hook>)
+    fn taken(&self) -> Option<&Taken> {
+        self.inner.taken()
     }
 
     fn penalty(&self) -> Result<Option<Tensor>> {
