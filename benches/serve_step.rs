@@ -166,7 +166,7 @@ fn request(prompt: usize, max_tokens: usize, adapter: Option<&AdapterRef>, seed:
 /// A LoRA adapter whose B is not zero.
 async fn adapter(base: &Arc<Base>, store: &Arc<dyn BlobStore>, rank: usize, seed: u64) -> Result<AdapterRef> {
     let spec = MethodSpec::from_json(&json!({"r": rank, "lora_alpha": 2 * rank, "target_modules": "all-linear"}))?;
-    let start = Start { base, seed, total_steps: 1, tokenize: &|_| Ok(Vec::new()) };
+    let start = Start { base, seed, total_steps: 1, experts: &[], tokenize: &|_| Ok(Vec::new()) };
     let method = methods::create(&spec, &start)?;
     for (_, variable) in method.variables().iter().filter(|(name, _)| name.contains("lora_B")) {
         variable.set(&Tensor::full(1e-3f32 * (seed + 1) as f32, variable.shape(), variable.device())?)?;

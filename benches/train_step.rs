@@ -94,6 +94,7 @@ fn main() -> Result<()> {
         valid: &[],
         resume: None,
         start: None,
+        experts: &[],
         world: None,
         turns: None,
         tokenize: &|_| Ok(Vec::new()),

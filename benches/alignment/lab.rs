@@ -112,7 +112,7 @@ impl Lab {
     /// An adapter that has learnt nothing: the base.
     pub fn fresh(&self) -> Result<AdapterFiles> {
         let tokenize = &|_: &str| Ok(Vec::new());
-        let start = Start { base: &self.base, seed: self.seed, total_steps: 1, tokenize };
+        let start = Start { base: &self.base, seed: self.seed, total_steps: 1, experts: &[], tokenize };
         Ok(methods::create(&self.adapter()?, &start)?.export()?)
     }
 
@@ -160,6 +160,7 @@ impl Lab {
             seed: self.seed,
         };
         let run = Run {
+            experts: &[],
             spec: &spec,
             base: self.base.clone(),
             train: rows,

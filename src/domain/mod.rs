@@ -40,4 +40,5 @@ pub use rollout::Completion;
 pub use spec::{
     AdaLoraSpec, DoraSpec, Hyperparameters, Ia3Spec, LoraSpec, MethodSpec, MoeLoraSpec, ObjectiveSpec, PTuningSpec,
     PTuningV2Spec, PrefixTuningSpec, PromptTuningSpec, SpecError, TrainSpec, Training, TrainingRequest, UnipeltSpec,
+    XloraSpec,
 };

@@ -3,7 +3,10 @@
 //! An archive comes from outside, so its names are checked before its bytes are unpacked, and its bytes are counted while
 //! they are unpacked: a header may claim any size. Nothing is written to a disk here.
 
-use std::io::{Cursor, Read};
+use std::{
+    collections::BTreeMap,
+    io::{Cursor, Read},
+};
 
 use super::FormatError;
 
@@ -15,7 +18,8 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 const PICKLE: &str = "adapter_model.bin";
 
 /// The two files of an adapter (`adapter_config.json`, `adapter_model.safetensors`, in this order) out of a zip, a tar or a
-/// gzipped tar. They lie at its top or together in one directory; every other file is passed over.
+/// gzipped tar. They lie at its top or together in one directory. Behind them those of adapters in directories directly
+/// below, as `0/adapter_config.json`; every other file is passed over.
 pub fn read_adapter(bytes: &[u8], limit: u64) -> Result<Vec<(String, Vec<u8>)>, FormatError> {
     let mut found = Found { left: limit, limit, ..Found::default() };
     match bytes {
@@ -103,41 +107,36 @@ fn read_tar(bytes: &[u8], found: &mut Found) -> Result<(), FormatError> {
     Ok(())
 }
 
-/// A file that was kept: its path in the archive, and its bytes.
-type Kept = Option<(String, Vec<u8>)>;
-
 /// What the walk over an archive has met so far.
 #[derive(Default)]
 struct Found {
     limit: u64,
     /// How many bytes may still be unpacked.
     left: u64,
-    config: Kept,
-    weights: Kept,
+    /// By directory and name.
+    kept: BTreeMap<(String, &'static str), Vec<u8>>,
     pickle: Option<String>,
 }
 
 impl Found {
-    /// Takes note of one entry, and unpacks it when it is one of the two files.
+    /// Takes note of one entry, and unpacks it when it may be one of the files that are wanted.
     fn entry(&mut self, path: &[u8], is_file: bool, data: impl Read) -> Result<(), FormatError> {
         let path = checked(path)?;
         let (folder, name) = path.rsplit_once('/').unwrap_or(("", path.as_str()));
-        if !is_file || folder.contains('/') || ![CONFIG, WEIGHTS, PICKLE].contains(&name) {
+        if !is_file || depth(folder) > 2 {
             return Ok(());
         }
+        let Some(name) = [CONFIG, WEIGHTS, PICKLE].into_iter().find(|known| *known == name) else { return Ok(()) };
         if name == PICKLE {
             self.pickle = Some(path);
             return Ok(());
         }
-        let earlier = if name == CONFIG { &self.config } else { &self.weights };
-        if let Some((earlier, _)) = earlier {
-            return Err(invalid(format!("the archive holds {name} twice: {earlier} and {path}")));
+        let place = (folder.to_owned(), name);
+        if self.kept.contains_key(&place) {
+            return Err(twice(name, &path, &path));
         }
-        let kept = Some((path.clone(), self.unpack(data, &path)?));
-        match name {
-            CONFIG => self.config = kept,
-            _ => self.weights = kept,
-        }
+        let bytes = self.unpack(data, &path)?;
+        self.kept.insert(place, bytes);
         Ok(())
     }
 
@@ -153,20 +152,72 @@ impl Found {
         Ok(bytes)
     }
 
-    fn finish(self) -> Result<Vec<(String, Vec<u8>)>, FormatError> {
-        if let (Some(path), None) = (&self.pickle, &self.weights) {
-            return Err(FormatError::Pickle(format!(
-                "{path} is a pickle file, which can run code when it is loaded; save the adapter as {WEIGHTS}"
-            )));
+    /// The adapter's files at its top, then those of the directories directly below it.
+    fn finish(mut self) -> Result<Vec<(String, Vec<u8>)>, FormatError> {
+        let configs = || self.kept.keys().filter(|(_, name)| *name == CONFIG).map(|(folder, _)| folder);
+        let top = configs().min_by_key(|folder| depth(folder)).filter(|top| depth(top) < 2).cloned();
+        let Some(top) = top else {
+            self.refuse_pickle()?;
+            return Err(missing(CONFIG));
+        };
+        if let Some(other) = configs().find(|other| **other != top && depth(other) == depth(&top)) {
+            return Err(twice(CONFIG, &join(&top, CONFIG), &join(other, CONFIG)));
         }
-        let missing = |name| invalid(format!("the archive has no {name} at its top or in one directory below it"));
-        let (config_path, config) = self.config.ok_or_else(|| missing(CONFIG))?;
-        let (weights_path, weights) = self.weights.ok_or_else(|| missing(WEIGHTS))?;
-        if config_path.strip_suffix(CONFIG) != weights_path.strip_suffix(WEIGHTS) {
-            return Err(invalid(format!("{config_path} and {weights_path} lie in different directories")));
+        if !self.kept.contains_key(&(top.clone(), WEIGHTS)) {
+            self.refuse_pickle()?;
+            let elsewhere = self.kept.keys().find(|(_, name)| *name == WEIGHTS);
+            return Err(elsewhere.map_or_else(
+                || missing(WEIGHTS),
+                |(folder, name)| {
+                    invalid(format!("{} and {} lie in different directories", join(&top, CONFIG), join(folder, name)))
+                },
+            ));
         }
-        Ok(vec![(CONFIG.into(), config), (WEIGHTS.into(), weights)])
+        let below = |folder: &String| {
+            let inner = folder.strip_prefix(&top)?;
+            let inner = if top.is_empty() { inner } else { inner.strip_prefix('/')? };
+            Some(inner.to_owned()).filter(|inner| !inner.contains('/'))
+        };
+        let mut folders: Vec<(String, String)> =
+            self.kept.keys().filter_map(|(folder, _)| Some((folder.clone(), below(folder)?))).collect();
+        folders.dedup();
+        let mut files = Vec::new();
+        for (folder, inner) in [(top, String::new())].into_iter().chain(folders.into_iter().filter(|f| !f.1.is_empty()))
+        {
+            for name in [CONFIG, WEIGHTS] {
+                let bytes = self.kept.remove(&(folder.clone(), name));
+                let bytes = bytes.ok_or_else(|| invalid(format!("the archive has no {}", join(&folder, name))))?;
+                files.push((join(&inner, name), bytes));
+            }
+        }
+        Ok(files)
     }
+
+    fn refuse_pickle(&self) -> Result<(), FormatError> {
+        match &self.pickle {
+            None => Ok(()),
+            Some(path) => Err(FormatError::Pickle(format!(
+                "{path} is a pickle file, which can run code when it is loaded; save the adapter as {WEIGHTS}"
+            ))),
+        }
+    }
+}
+
+/// How many directories deep.
+fn depth(folder: &str) -> usize {
+    if folder.is_empty() { 0 } else { 1 + folder.matches('/').count() }
+}
+
+fn join(folder: &str, name: &str) -> String {
+    if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") }
+}
+
+fn missing(name: &str) -> FormatError {
+    invalid(format!("the archive has no {name} at its top or in one directory below it"))
+}
+
+fn twice(name: &str, one: &str, other: &str) -> FormatError {
+    invalid(format!("the archive holds {name} twice: {one} and {other}"))
 }
 
 /// The path in plain form, or why it is refused. An entry that would be passed over is refused too: whoever packs such a

@@ -8,13 +8,13 @@ use sha2::{Digest, Sha256};
 use super::disk::{DiskCache, part};
 use crate::{
     domain::{Manifest, ManifestFile, Snapshot},
-    methods::AdapterFiles,
+    methods::{
+        AdapterFiles,
+        file::{CONFIG, WEIGHTS},
+    },
     storage::{BlobStore, Key, StorageError},
 };
 
-/// The names of an adapter's files in the store and in PEFT's directory.
-pub const CONFIG: &str = "adapter_config.json";
-pub const WEIGHTS: &str = "adapter_model.safetensors";
 pub const MANIFEST: &str = "manifest.json";
 
 #[derive(Debug, thiserror::Error)]

@@ -13,7 +13,8 @@ use std::{
 use fs4::fs_std::FileExt;
 
 use super::{
-    artifact::{CONFIG, MANIFEST, WEIGHTS, generation_of, sha256},
+    CONFIG, WEIGHTS,
+    artifact::{MANIFEST, generation_of, sha256},
     worth::{Clock, Worth},
 };
 use crate::{domain::Manifest, methods::AdapterFiles};

@@ -27,7 +27,8 @@ use crate::{
     text::Grammar,
 };
 
-pub use artifact::{ArtifactError, CONFIG, MANIFEST, WEIGHTS, adapter_of, generation_of, listed, read_adapter, sha256};
+pub use crate::methods::file::{CONFIG, WEIGHTS};
+pub use artifact::{ArtifactError, MANIFEST, adapter_of, generation_of, listed, read_adapter, sha256};
 pub use bases::{Bases, Resident};
 pub use disk::DiskSettings;
 pub use handle::{EngineSettings, Handle, Status};

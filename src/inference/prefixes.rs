@@ -35,9 +35,13 @@ pub struct Prefixes {
 }
 
 impl Chain {
-    /// Nothing read yet. None where the adapter has no name to tell it from others.
+    /// Nothing read yet. None where the adapter has no name to tell it from others, or a first pass, whose pages would
+    /// have to be shared as well.
     pub fn start(running: &Running) -> Option<Self> {
         let request = &running.request;
+        if running.lease.as_ref().is_some_and(|lease| lease.first_pass().is_some()) {
+            return None;
+        }
         let generation = match (&request.adapter, &running.lease) {
             (Some(adapter), _) => adapter.generation.as_str(),
             (None, None) => "",

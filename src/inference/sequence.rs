@@ -51,6 +51,14 @@ pub struct Running {
     prompt_logprobs: Option<Vec<Option<TokenLogprob>>>,
 }
 
+fn new_cache(resident: &Resident, lease: &Option<Lease>, memory: &Arc<KvBudget>) -> SequenceCache {
+    let cache = resident.base.cache_within(memory.clone());
+    match lease.as_ref().and_then(|lease| lease.first_pass()) {
+        Some(_) => cache.of_two_passes(),
+        None => cache,
+    }
+}
+
 impl Running {
     pub fn new(
         request: Box<Request>,
@@ -60,7 +68,7 @@ impl Running {
         arrival: u64,
         memory: &Arc<KvBudget>,
     ) -> Self {
-        let cache = resident.base.cache_within(memory.clone());
+        let cache = new_cache(&resident, &lease, memory);
         let prompt_logprobs = request.prompt_logprobs.map(|_| vec![None]);
         let generated = Vec::new();
         let (is_suspect, is_paused, is_begun, rank, counted) = (false, false, false, 0, 0);
@@ -309,7 +317,7 @@ impl Running {
     /// Forgets what it has read, which a broken step may have left half done: everything is read again, and nothing is
     /// said twice.
     pub fn read_again(&mut self) {
-        self.cache = self.resident.base.cache_within(self.memory.clone());
+        self.cache = new_cache(&self.resident, &self.lease, &self.memory);
         self.chain = Chain::start(self);
         self.pooled.clear();
         self.said.clear();

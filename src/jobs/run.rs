@@ -101,16 +101,15 @@ async fn train(context: &Context, job: &Job, signals: Arc<Signals>) -> Result<(O
         // The trainer holds out its own share.
         None => Vec::new(),
     };
-    let start = match &job.spec.continue_from {
-        Some(generation) => Some(read_adapter(&context.store, generation).await.map_err(|error| match error {
-            ArtifactError::Storage(StorageError::NotFound(_)) => {
-                failed("spec_unknown_model", format!("the adapter {generation} is not in the store"), Some("model"))
+    let (mut start, mut experts) = (None, Vec::new());
+    match &job.spec.continue_from {
+        Some(generation) => start = Some(stored(context, generation, "model").await?),
+        None => {
+            for generation in job.spec.adapter.sources() {
+                experts.push(stored(context, generation, "adapter.adapters").await?);
             }
-            ArtifactError::Damaged(_) => failed("internal_adapter_damaged", error.to_string(), Some("model")),
-            error => error.into(),
-        })?),
-        None => None,
-    };
+        }
+    }
     let resume = latest_snapshot(context, job).await?;
     let observer = JobObserver {
         context: context.clone(),
@@ -131,7 +130,8 @@ async fn train(context: &Context, job: &Job, signals: Arc<Signals>) -> Result<(O
         resident: resident.clone(),
         train,
         valid,
-        start: start.map(|(_, files)| files),
+        start,
+        experts,
         resume,
         memory_limit: context.memory_limit,
         observer,
@@ -158,6 +158,7 @@ struct Work {
     train: Vec<Row>,
     valid: Vec<Row>,
     start: Option<AdapterFiles>,
+    experts: Vec<AdapterFiles>,
     resume: Option<Snapshot>,
     memory_limit: Option<u64>,
     observer: JobObserver,
@@ -190,6 +191,7 @@ async fn on_a_thread(mut work: Work) -> Result<Outcome, Stop> {
             valid: &work.valid,
             resume: work.resume.as_ref(),
             start: work.start.as_ref(),
+            experts: &work.experts,
             turns: Some(work.observer.context.engine.turns().clone()),
         };
         let result = match fits(&run, work.memory_limit) {
@@ -246,6 +248,20 @@ fn of_training(error: TrainError) -> Stop {
                 Err(error) => Stop::Again(error),
             },
         },
+    }
+}
+
+/// An adapter that the job builds on.
+async fn stored(context: &Context, generation: &str, param: &str) -> Result<AdapterFiles, Stop> {
+    match read_adapter(&context.store, generation).await {
+        Ok((_, files)) => Ok(files),
+        Err(ArtifactError::Storage(StorageError::NotFound(_))) => {
+            Err(failed("spec_unknown_model", format!("the adapter {generation} is not in the store"), Some(param)))
+        }
+        Err(error @ ArtifactError::Damaged(_)) => {
+            Err(failed("internal_adapter_damaged", error.to_string(), Some(param)))
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

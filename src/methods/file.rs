@@ -9,6 +9,10 @@ use serde_json::{Map, Value, json};
 pub use crate::formats::safetensors::write as tensor_bytes;
 use crate::formats::{Storage, TensorView, safetensors::Safetensors};
 
+/// The names of an adapter's files in PEFT's directory and in the store.
+pub const CONFIG: &str = "adapter_config.json";
+pub const WEIGHTS: &str = "adapter_model.safetensors";
+
 /// The two files' bytes. Their order and content are the adapter's identity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AdapterFiles {

@@ -1,6 +1,7 @@
 //! Fine-tuning methods: one folder each, beside each other, in PEFT's file format.
 
 pub mod adalora;
+mod affine;
 mod config;
 pub mod dora;
 mod dropout;
@@ -16,12 +17,14 @@ pub mod prefix_tuning;
 pub mod prompt_tuning;
 mod saved;
 pub mod score;
+mod top_k;
 pub mod unipelt;
 pub mod value;
 mod variables;
 mod virtual_tokens;
+pub mod xlora;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use candle_core::{Tensor, Var};
 
@@ -40,6 +43,8 @@ pub struct Start<'a> {
     pub seed: u64,
     /// Optimiser steps of the run.
     pub total_steps: u64,
+    /// The adapters that it is made of, for methods that mix others.
+    pub experts: &'a [AdapterFiles],
     /// Text to the base's token ids (prompts that begin as words).
     pub tokenize: &'a dyn Fn(&str) -> Result<Vec<u32>, MethodError>,
 }
@@ -142,6 +147,7 @@ fn of(spec: &MethodSpec) -> &dyn Method {
         MethodSpec::Unipelt(spec) => spec,
         MethodSpec::AdaLora(spec) => spec,
         MethodSpec::Ia3(spec) => spec,
+        MethodSpec::Xlora(spec) => spec,
         // The same arithmetic and files: what is under it does not matter.
         MethodSpec::Qlora(spec) => &spec.lora,
     }
@@ -201,12 +207,46 @@ pub fn spec_of(files: &AdapterFiles) -> Result<MethodSpec, MethodError> {
         Some("PREFIX_TUNING") => Ok(MethodSpec::PrefixTuning(prefix_tuning::spec_of(&config)?)),
         Some("ADALORA") => Ok(MethodSpec::AdaLora(adalora::spec_of(&config)?)),
         Some("IA3") => Ok(MethodSpec::Ia3(ia3::spec_of(&config)?)),
+        Some("XLORA") => Ok(MethodSpec::Xlora(xlora::spec_of(&config)?)),
         Some("UNIPELT") => Ok(MethodSpec::Unipelt(unipelt::spec_of(&config)?)),
         Some(other) => match moe_lora::variant(other) {
             Some(variant) => Ok(MethodSpec::MoeLora(moe_lora::spec_of(variant, &config)?)),
             None => Err(MethodError::Unsupported(format!("adapter_config.json: peft_type {other} is not supported"))),
         },
         None => Err(MethodError::Mismatch("adapter_config.json: peft_type is missing".into())),
+    }
+}
+
+/// The files of PEFT's directory of an adapter, by their paths in it.
+pub fn directory(files: AdapterFiles) -> Result<Vec<(String, Vec<u8>)>, MethodError> {
+    match xlora::directory::is_xlora(&file::config(&files)?) {
+        true => xlora::directory::write(&files),
+        false => Ok(vec![(file::CONFIG.to_owned(), files.config), (file::WEIGHTS.to_owned(), files.weights)]),
+    }
+}
+
+/// An adapter of the files in PEFT's directory, by their paths in it.
+pub fn of_directory(entries: Vec<(String, Vec<u8>)>) -> Result<AdapterFiles, MethodError> {
+    let mut folders = BTreeMap::<String, AdapterFiles>::new();
+    for (path, bytes) in entries {
+        let (folder, name) = path.rsplit_once('/').unwrap_or(("", &path));
+        let files = folders.entry(folder.to_owned()).or_default();
+        match name {
+            file::CONFIG => files.config = bytes,
+            file::WEIGHTS => files.weights = bytes,
+            _ => {}
+        }
+    }
+    let top = folders.remove("").unwrap_or_default();
+    let inner: Vec<(String, AdapterFiles)> = folders.into_iter().collect();
+    match (xlora::directory::is_xlora(&file::config(&top)?), inner.first()) {
+        (true, _) => xlora::directory::read(top, inner),
+        (false, None) => Ok(top),
+        (false, Some((folder, _))) => {
+            let message =
+                format!("{} is there twice, at the top and in {folder}: an archive holds one adapter", file::CONFIG);
+            Err(MethodError::Mismatch(message))
+        }
     }
 }
 

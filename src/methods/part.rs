@@ -67,6 +67,12 @@ impl Tensors {
         Self(variables.iter().map(|(name, variable)| (name.clone(), variable.as_tensor().clone())).collect())
     }
 
+    /// With others beside them.
+    pub fn with(mut self, others: Self) -> Self {
+        self.0.extend(others.0);
+        self
+    }
+
     pub fn get(&self, name: &str) -> Result<Tensor> {
         self.0.get(name).cloned().ok_or_else(|| candle_core::Error::Msg(format!("tensor {name} is missing")))
     }

@@ -80,12 +80,26 @@ pub struct SequenceCache {
     rows: usize,
     /// Text tokens.
     tokens: usize,
+    /// Of the pass that goes first, where the adapter has one.
+    first: Option<Box<SequenceCache>>,
 }
 
 impl SequenceCache {
     /// `width` is that of a row of keys.
     pub(super) fn new(layers: usize, width: usize, budget: Arc<KvBudget>) -> Self {
-        Self { layers, width, budget, pages: Vec::new(), rows: 0, tokens: 0 }
+        Self { layers, width, budget, pages: Vec::new(), rows: 0, tokens: 0, first: None }
+    }
+
+    /// With a cache of its own for the first pass, which an adapter has.
+    pub fn of_two_passes(mut self) -> Self {
+        self.first();
+        self
+    }
+
+    /// The first pass's.
+    pub(super) fn first(&mut self) -> &mut Self {
+        let (layers, width, budget) = (self.layers, self.width, &self.budget);
+        self.first.get_or_insert_with(|| Box::new(Self::new(layers, width, budget.clone())))
     }
 
     /// Text tokens that are in the cache (virtual tokens and prefixes not counted).
@@ -103,7 +117,12 @@ impl SequenceCache {
         [blocks.iter().flat_map(|b| b.k).copied().collect(), blocks.iter().flat_map(|b| b.v).copied().collect()]
     }
 
+    /// Of all passes.
     pub fn page_bytes(&self) -> usize {
+        self.own_page_bytes() + self.first.as_ref().map_or(0, |first| first.page_bytes())
+    }
+
+    fn own_page_bytes(&self) -> usize {
         self.layers * 2 * PAGE * self.width * size_of::<f32>()
     }
 
@@ -129,7 +148,7 @@ impl SequenceCache {
     /// Makes the pages of rows to come.
     pub(super) fn reserve(&mut self, rows: usize) -> Result<()> {
         for _ in 0..self.missing(rows) {
-            let held = self.budget.take(self.page_bytes())?;
+            let held = self.budget.take(self.own_page_bytes())?;
             let numbers = vec![0.0; self.layers * 2 * PAGE * self.width].into_boxed_slice();
             self.pages.push(Arc::new(Page { numbers, held }));
         }

@@ -17,6 +17,7 @@ use super::{
     cache::KvBudget,
     chunked,
     config::ModelConfig,
+    guide::guide,
     load,
     mlp::Mlp,
     ops::{self, Attention},
@@ -215,7 +216,9 @@ impl Base {
         self.end(&pass, &x)
     }
 
-    pub(super) fn begin(&self, batch: &Batch) -> Result<Pass> {
+    /// Hooks that need a first pass get it, and are replaced by what they make of its rows.
+    pub(super) fn begin(&self, batch: &mut Batch) -> Result<Pass> {
+        guide(self, batch)?;
         self.forwards.fetch_add(1, Ordering::Relaxed);
         Pass::new(self, batch)
     }

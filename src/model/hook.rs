@@ -4,6 +4,8 @@
 //! tensors are `(rows, width)`, f32, contiguous; rows are the tokens of the sequences of one adapter, one sequence
 //! behind another, without padding.
 
+use std::sync::Arc;
+
 use candle_core::{Result, Tensor};
 
 use super::{Taken, linear::Linear, low_rank::LowRanks, mlp::Mlp};
@@ -21,6 +23,18 @@ pub struct At<'a> {
 
 /// A fine-tuning method applied to the sequences that carry it.
 pub trait Hook: Send + Sync {
+    /// The hook of a pass over the same tokens that goes first, without gradients, where this one needs to see that
+    /// pass's hidden rows: `guided` then makes the hook of the pass itself (X-LoRA). It puts nothing before the tokens.
+    fn first_pass(&self) -> Option<Arc<dyn Hook>> {
+        None
+    }
+
+    /// The hook of the pass after the first one, whose normed hidden rows these are: `(rows, hidden)`.
+    fn guided(&self, hidden: &Tensor, train: Option<u64>) -> Result<Arc<dyn Hook>> {
+        let _ = (hidden, train);
+        candle_core::bail!("the method has no first pass")
+    }
+
     /// How many rows `embed` puts before a sequence's tokens. Text positions start behind them.
     fn virtual_tokens(&self) -> usize {
         0

@@ -16,6 +16,7 @@ pub mod kernels;
 mod chunked;
 mod config;
 mod dense;
+mod guide;
 mod load;
 mod nf4;
 mod pass;

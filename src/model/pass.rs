@@ -61,7 +61,7 @@ pub(super) struct Pass {
     train: Option<u64>,
 }
 
-fn same(a: &Option<Arc<dyn Hook>>, b: &Option<Arc<dyn Hook>>) -> bool {
+pub(super) fn same(a: &Option<Arc<dyn Hook>>, b: &Option<Arc<dyn Hook>>) -> bool {
     match (a, b) {
         (None, None) => true,
         (Some(a), Some(b)) => Arc::ptr_eq(a, b),

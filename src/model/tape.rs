@@ -61,7 +61,7 @@ impl Tape {
         if self.keep == Keep::Everything {
             return base.forward(&mut batch);
         }
-        let pass = base.begin(&batch)?;
+        let pass = base.begin(&mut batch)?;
         if batch.sequences.iter().any(|sequence| sequence.cache.is_some()) {
             candle_core::bail!("a tape takes no batch with caches");
         }

@@ -7,7 +7,7 @@ use crate::{
     formats::archive,
     inference::{CONFIG, MANIFEST, WEIGHTS, read_adapter, sha256},
     jobs::{now, publish_adapter},
-    methods::{self, AdapterFiles},
+    methods::{self, AdapterFiles, MethodError},
     storage::Key,
 };
 
@@ -112,12 +112,14 @@ impl Service {
             let folded = folded.await.map_err(Problem::internal)?;
             files = folded.map_err(|error| Problem::invalid("as", "unsupported", error.to_string()))?;
         }
-        let files = [(CONFIG.to_owned(), files.config), (WEIGHTS.to_owned(), files.weights)];
-        let packed = tokio::task::spawn_blocking(move || match packing {
-            Packing::Zip => archive::write_zip(&files),
-            Packing::Tar => archive::write_tar(&files),
+        let packed = tokio::task::spawn_blocking(move || {
+            let files = methods::directory(files)?;
+            Ok(match packing {
+                Packing::Zip => archive::write_zip(&files)?,
+                Packing::Tar => archive::write_tar(&files)?,
+            })
         });
-        packed.await.map_err(Problem::internal)?.map_err(Problem::internal)
+        packed.await.map_err(Problem::internal)?.map_err(|error: MethodError| Problem::internal(error))
     }
 
     /// The base with the adapter in its weights, packed: config.json and model.safetensors.
@@ -152,14 +154,7 @@ impl Service {
 async fn unpack(model: &Model, packed: Vec<u8>) -> Result<(AdapterFiles, MethodSpec), Problem> {
     let base = model.resident.base.clone();
     let work = move || {
-        let mut files = AdapterFiles::default();
-        for (name, bytes) in archive::read_adapter(&packed, MAX_UNPACKED).map_err(of_archive)? {
-            match name.as_str() {
-                CONFIG => files.config = bytes,
-                WEIGHTS => files.weights = bytes,
-                _ => {}
-            }
-        }
+        let files = methods::of_directory(archive::read_adapter(&packed, MAX_UNPACKED).map_err(of_archive)?)?;
         let spec = methods::spec_of(&files)?;
         spec.check(&base.info).map_err(|error| Problem::invalid("file", error.code, error.message))?;
         methods::load(&files, &base)?;

@@ -63,6 +63,13 @@ pub(super) struct Ground {
     pub rows: Vec<data::Row>,
 }
 
+/// The adapters that a run begins with.
+#[derive(Default)]
+struct Origin {
+    start: Option<AdapterFiles>,
+    experts: Vec<AdapterFiles>,
+}
+
 impl Service {
     /// The same body as a job's; nothing is queued.
     pub async fn estimate(&self, caller: &Caller, body: Map<String, Value>) -> Result<Estimate, Problem> {
@@ -72,17 +79,23 @@ impl Service {
             Some(file) => self.ground(&model.resident, file, job.spec.training.max_seq_len).await?.rows,
             None => Vec::new(),
         };
-        let start = match &job.spec.continue_from {
-            Some(generation) => Some(read_adapter(&self.store, generation).await?.1),
-            None => None,
-        };
+        let mut origin = Origin::default();
+        match &job.spec.continue_from {
+            Some(generation) => origin.start = Some(read_adapter(&self.store, generation).await?.1),
+            None => {
+                for generation in job.spec.adapter.sources() {
+                    origin.experts.push(read_adapter(&self.store, generation).await?.1);
+                }
+            }
+        }
         let available = memory::available(self.memory_limit);
         let _turn = ONE.acquire().await.map_err(Problem::internal)?;
         let base_memory = model.resident.base.bytes();
         let made = tokio::task::spawn_blocking(move || {
-            let run = with(&job.spec, &ground, &valid, start.as_ref(), trainer::estimate)?;
-            let speed = with(&job.spec, &ground, &valid, start.as_ref(), trainer::speed)?;
-            let recommendations = if start.is_none() { recommend(&job, &ground, &run, available) } else { Vec::new() };
+            let run = with(&job.spec, &ground, &valid, &origin, trainer::estimate)?;
+            let speed = with(&job.spec, &ground, &valid, &origin, trainer::speed)?;
+            let recommendations =
+                if origin.start.is_none() { recommend(&job, &ground, &run, available) } else { Vec::new() };
             Ok::<_, TrainError>((job, run, speed, recommendations))
         });
         let (job, run, tokens_per_second, recommendations) =
@@ -108,7 +121,7 @@ impl Service {
         let (available, job) = (memory::available(self.memory_limit), job.clone());
         let _turn = ONE.acquire().await.map_err(Problem::internal)?;
         let made = tokio::task::spawn_blocking(move || {
-            let run = with(&job.spec, &ground, &[], None, trainer::estimate)?;
+            let run = with(&job.spec, &ground, &[], &Origin::default(), trainer::estimate)?;
             Ok(recommend(&job, &ground, &run, available))
         });
         let made = made.await.map_err(Problem::internal)?.map_err(of_training)?;
@@ -141,7 +154,7 @@ fn with<T>(
     spec: &TrainSpec,
     ground: &Ground,
     valid: &[data::Row],
-    start: Option<&AdapterFiles>,
+    origin: &Origin,
     ask: fn(&Run) -> Result<T, TrainError>,
 ) -> Result<T, TrainError> {
     let text = &ground.resident.text;
@@ -156,7 +169,8 @@ fn with<T>(
         train: &ground.rows,
         valid,
         resume: None,
-        start,
+        start: origin.start.as_ref(),
+        experts: &origin.experts,
         tokenize: &tokenize,
         world: None,
         turns: None,
@@ -177,7 +191,7 @@ fn recommend(job: &Job, ground: &Ground, chosen: &RunEstimate, available: Option
                 chosen.clone()
             } else {
                 // What cannot be built here is not recommended.
-                with(&spec, ground, &[], None, trainer::estimate).ok()?
+                with(&spec, ground, &[], &Origin::default(), trainer::estimate).ok()?
             };
             let recommendation = Recommendation {
                 adapter: json!({"type": spec.adapter.type_name()}),

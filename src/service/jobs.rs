@@ -126,6 +126,10 @@ impl Service {
         let asked = body.adapter.as_ref().filter(|_| !is_auto);
         let mut adapter = self.adapter_spec(&model, asked, &mut objective).await?;
         adapter.check(base)?;
+        if let (MethodSpec::Xlora(spec), None) = (&mut adapter, &model.adapter) {
+            self.find_experts(project, &model, spec).await?;
+            adapter.check(base)?;
+        }
         if objective.head().is_some() {
             adapter.check_head(base, objective.type_name())?;
         }

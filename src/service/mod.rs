@@ -10,6 +10,7 @@ pub mod chat;
 pub mod classify;
 pub mod embed;
 pub mod estimate;
+mod experts;
 pub mod feedback;
 pub mod fields;
 pub mod files;

@@ -37,6 +37,8 @@ pub struct Run<'a> {
     pub resume: Option<&'a Snapshot>,
     /// Begin with this adapter's values instead of fresh ones; objectives with a reference are measured against it.
     pub start: Option<&'a AdapterFiles>,
+    /// The adapters that a fresh one is made of, for methods that mix others.
+    pub experts: &'a [AdapterFiles],
     /// Where completions come from, for objectives that learn from them.
     pub world: Option<World<'a>>,
     /// Gives way to serving; none has the machine to itself.

@@ -361,7 +361,8 @@ pub fn method(run: &Run, plan: &Plan) -> Result<Box<dyn Trainable>, TrainError> 
         None => {
             let updates = objectives::of(&run.spec.objective).online().map_or(1, |online| online.draw().num_iterations);
             let (seed, total_steps) = (run.spec.seed, plan.total_steps * updates);
-            let start = Start { base: &run.base, seed, total_steps, tokenize: &|text| (run.tokenize)(text) };
+            let tokenize = |text: &str| (run.tokenize)(text);
+            let start = Start { base: &run.base, seed, total_steps, experts: run.experts, tokenize: &tokenize };
             methods::create(&run.spec.adapter, &start)?
         }
     };

@@ -21,3 +21,4 @@ mod text;
 pub mod tools;
 mod uploads;
 mod virtual_tokens;
+mod xlora;

@@ -38,7 +38,18 @@ fn texts(rows: Vec<attune::data::Example>) -> Vec<Row> {
 
 fn run<'a>(base: &Arc<Base>, spec: &'a TrainSpec, train: &'a [Row]) -> Run<'a> {
     let tokenize = &|_: &str| Ok(Vec::new());
-    Run { spec, base: base.clone(), train, valid: &[], resume: None, start: None, tokenize, world: None, turns: None }
+    Run {
+        spec,
+        base: base.clone(),
+        train,
+        valid: &[],
+        resume: None,
+        start: None,
+        experts: &[],
+        tokenize,
+        world: None,
+        turns: None,
+    }
 }
 
 /// Puts checkpoints aside as a store does, and remembers the most that its thread has held.

@@ -199,7 +199,14 @@ fn the_balance_is_part_of_every_objective() {
     let sampled = |text: &Example| {
         let n = text.trained();
         let example = text.clone();
-        Row::Sampled(Sampled { example, advantage: 0.5, temperature: 1.0, old: None, reference: vec![0.1; n] })
+        Row::Sampled(Sampled {
+            example,
+            advantage: 0.5,
+            temperature: 1.0,
+            old: None,
+            reference: vec![0.1; n],
+            worth: Vec::new(),
+        })
     };
     let judged = |text: &Example| Row::Judged(Judged { example: text.clone(), is_desirable: true });
     let grader = json!({"type": "json_valid", "name": "json", "input": "{{sample.output_text}}"});

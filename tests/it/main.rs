@@ -39,6 +39,7 @@ mod text;
 mod tiers;
 mod trainer;
 mod virtual_tokens;
+mod xlora;
 
 /// Tests of memory ask it.
 #[global_allocator]

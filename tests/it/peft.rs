@@ -66,8 +66,8 @@ fn ours() -> Vec<(&'static str, &'static str, Value)> {
 
 const PRUNED: &str = "adalora_pruned";
 
-/// Methods without a format of PEFT's own; a QLoRA is a LORA.
-const NOT_PEFTS: [&str; 3] = ["moe_lora", "unipelt", "qlora"];
+/// Methods without a format of PEFT's own; a QLoRA is a LORA. `xlora.rs` has X-LoRA's directories.
+const NOT_PEFTS: [&str; 4] = ["moe_lora", "unipelt", "qlora", "xlora"];
 
 /// Made by PEFT, by family and name.
 const THEIRS: [(&str, &str); 15] = [
@@ -232,9 +232,7 @@ fn what_we_lack_is_refused_by_name() {
         let text = refusal("ia3", key, &value);
         assert!(text.contains(key), "ia3 {key}: {text}");
     }
-    for kind in
-        ["VERA", "LOHA", "LOKR", "OFT", "BOFT", "LN_TUNING", "ADAPTION_PROMPT", "MULTITASK_PROMPT_TUNING", "XLORA"]
-    {
+    for kind in ["VERA", "LOHA", "LOKR", "OFT", "BOFT", "LN_TUNING", "ADAPTION_PROMPT", "MULTITASK_PROMPT_TUNING"] {
         let text = refusal("ia3", "peft_type", &json!(kind));
         assert!(text.contains("peft_type") && text.contains(kind), "{text}");
     }

@@ -227,6 +227,7 @@ fn validation_stops_a_run_that_only_memorises() {
         valid: &valid,
         resume: None,
         start: None,
+        experts: &[],
         world: None,
         turns: None,
         tokenize: &|_| Ok(Vec::new()),

@@ -21,6 +21,7 @@ mod targets;
 mod tests;
 mod training;
 mod unipelt;
+mod xlora;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -49,6 +50,7 @@ pub use saved::{SavedModule, modules as saved_modules};
 pub use targets::{ALL_LINEAR, Targets};
 pub use training::{EarlyStopping, Optimizer, Precision, Schedule, Training};
 pub use unipelt::{GateMode, UnipeltSpec};
+pub use xlora::{XloraExpert, XloraSpec};
 
 use super::BaseInfo;
 
@@ -86,10 +88,8 @@ const METHODS: &[(&str, Read)] = &[
     ("moe_lora", |value| read_as(value, |spec: MoeLoraSpec| MethodSpec::MoeLora(spec.resolved()))),
     ("unipelt", |value| read_as(value, MethodSpec::Unipelt)),
     ("qlora", qlora::read),
+    ("xlora", |value| read_as(value, MethodSpec::Xlora)),
 ];
-
-/// Methods that the wire knows and that cannot be trained yet.
-const PLANNED: &[&str] = &["xlora"];
 
 /// A method and its knobs, in PEFT's names. In JSON: `{"type": "lora", "r": 8, …}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -107,6 +107,7 @@ pub enum MethodSpec {
     AdaLora(AdaLoraSpec),
     Ia3(Ia3Spec),
     Qlora(QloraSpec),
+    Xlora(XloraSpec),
 }
 
 impl Default for MethodSpec {
@@ -145,6 +146,11 @@ pub trait Knobs {
         None
     }
 
+    /// Generations of the adapters that a fresh one is made of.
+    fn sources(&self) -> Vec<&str> {
+        Vec::new()
+    }
+
     /// What users read before they choose.
     fn card(&self) -> Card;
 
@@ -177,6 +183,7 @@ impl MethodSpec {
             MethodSpec::MoeLora(spec) => spec,
             MethodSpec::Unipelt(spec) => spec,
             MethodSpec::Qlora(spec) => spec,
+            MethodSpec::Xlora(spec) => spec,
         }
     }
 
@@ -193,6 +200,7 @@ impl MethodSpec {
             MethodSpec::MoeLora(spec) => spec,
             MethodSpec::Unipelt(spec) => spec,
             MethodSpec::Qlora(spec) => spec,
+            MethodSpec::Xlora(spec) => spec,
         }
     }
 
@@ -210,6 +218,7 @@ impl MethodSpec {
             MethodSpec::AdaLora(_) => "adalora",
             MethodSpec::Ia3(_) => "ia3",
             MethodSpec::Qlora(_) => "qlora",
+            MethodSpec::Xlora(_) => "xlora",
         }
     }
 
@@ -235,13 +244,8 @@ impl MethodSpec {
             return read(value);
         }
         let known: Vec<&str> = METHODS.iter().map(|(name, _)| *name).collect();
-        Err(if PLANNED.contains(&name) {
-            let message = format!("the method {name} is not available yet; available are {}", known.join(", "));
-            SpecError::new("adapter.type", "spec_unsupported", message)
-        } else {
-            let message = format!("unknown method {name}; known are {}, {}", known.join(", "), PLANNED.join(", "));
-            SpecError::new("adapter.type", "spec_unknown_type", message)
-        })
+        let message = format!("unknown method {name}; known are {}", known.join(", "));
+        Err(SpecError::new("adapter.type", "spec_unknown_type", message))
     }
 
     /// Whether a request leaves the choice to the server: `{"type": "auto"}`, which takes no knobs.
@@ -280,6 +284,11 @@ impl MethodSpec {
     /// Places of the context that it takes before the text.
     pub fn virtual_tokens(&self) -> usize {
         self.knobs().virtual_tokens()
+    }
+
+    /// Generations of the adapters that a fresh one is made of.
+    pub fn sources(&self) -> Vec<&str> {
+        self.knobs().sources()
     }
 
     pub fn card(&self) -> Card {

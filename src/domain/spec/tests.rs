@@ -61,13 +61,32 @@ fn refusals_name_the_field() {
     let prompt = |adapter| typed("prompt_tuning", adapter);
     let p_tuning = |adapter| typed("p_tuning", adapter);
     let prefix = |adapter| typed("prefix_tuning", adapter);
+    let gate = |mut adapter: Value| {
+        if adapter.get("adapters").is_none() {
+            adapter["adapters"] = json!(["a", "b"]);
+        }
+        typed("xlora", adapter)
+    };
     let lstm = |mut adapter: Value| {
         adapter["encoder_reparameterization_type"] = json!("LSTM");
         p_tuning(adapter)
     };
     let cases = [
         (json!({"type": "lorra"}), "adapter.type", "unknown method lorra; known are lora"),
-        (json!({"type": "xlora"}), "adapter.type", "not available yet"),
+        (json!({"type": "xlora"}), "adapter.adapters", "names 0 models; it must be 2 to 64"),
+        (gate(json!({"adapters": "a"})), "adapter.adapters", "invalid type: string"),
+        (gate(json!({"adapters": ["a", "b", "a"]})), "adapter.adapters", "names a twice"),
+        (gate(json!({"experts": []})), "adapter.experts", "unknown field"),
+        (gate(json!({"softmax_temperature": 0})), "adapter.softmax_temperature", "above 0"),
+        (gate(json!({"top_k_lora": 3})), "adapter.top_k_lora", "1 to 2, the number of adapters"),
+        (gate(json!({"top_k_lora": 0})), "adapter.top_k_lora", "1 to 2"),
+        (gate(json!({"enable_softmax_topk": true})), "adapter.top_k_lora", "say how many"),
+        (gate(json!({"top_k_lora": 1, "scaling_pass_value": 0.5})), "adapter.scaling_pass_value", "must be 0"),
+        (gate(json!({"scaling_pass_value": 101})), "adapter.scaling_pass_value", "at most 100"),
+        (gate(json!({"global_scaling_weight": -101})), "adapter.global_scaling_weight", "at most 100"),
+        (gate(json!({"xlora_depth": 0})), "adapter.xlora_depth", "1 to 8"),
+        (gate(json!({"xlora_size": 0})), "adapter.xlora_size", "1 to 8192"),
+        (gate(json!({"xlora_dropout_p": 1})), "adapter.xlora_dropout_p", "below 1"),
         (json!({"type": 3}), "adapter.type", "not a string"),
         (json!([]), "adapter", "not a JSON object"),
         (json!({"rank": 8}), "adapter.rank", "unknown field adapter.rank"),

@@ -57,6 +57,24 @@ fn the_two_files_come_out_of_every_container() {
     assert!(refusal(&dotted, LIMIT).contains("no adapter_model.safetensors"), "the config was found");
 }
 
+/// Adapters directly below the one at the top come behind it, by their directories.
+#[test]
+fn adapters_below_come_with_the_one_above() {
+    for prefix in ["", "mix/"] {
+        let parts = [adapter(prefix), adapter(&format!("{prefix}1/")), adapter(&format!("{prefix}0/"))];
+        let deeper = adapter(&format!("{prefix}0/old/"));
+        for bytes in containers(&[parts.concat(), deeper].concat()) {
+            let files = read_adapter(&bytes, LIMIT).unwrap();
+            let paths: Vec<&str> = files.iter().map(|(path, _)| path.as_str()).collect();
+            let expected = ["", "0/", "1/"].map(|folder| [CONFIG, WEIGHTS].map(|name| format!("{folder}{name}")));
+            assert_eq!(paths, expected.concat());
+        }
+        let half = [adapter(prefix), vec![file(&format!("{prefix}0/{CONFIG}"), b"{}")]].concat();
+        let message = refusal(&write_zip(&half).unwrap(), LIMIT);
+        assert_eq!(message, format!("the archive has no {prefix}0/adapter_model.safetensors"));
+    }
+}
+
 #[test]
 fn the_same_files_give_the_same_bytes() {
     let [zip, _, tar] = containers(&adapter(""));

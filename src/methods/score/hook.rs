@@ -32,6 +32,14 @@ impl Hook for Scored {
         Some(&self.head)
     }
 
+    fn first_pass(&self) -> Option<Arc<dyn Hook>> {
+        self.inner.first_pass()
+    }
+
+    fn guided(&self, hidden: &Tensor, train: Option<u64>) -> Result<Arc<dyn Hook>> {
+        self.inner.guided(hidden, train)
+    }
+
     fn virtual_tokens(&self) -> usize {
         self.inner.virtual_tokens()
     }

@@ -15,27 +15,13 @@ use candle_core::{Result, Tensor};
 
 use crate::{
     domain::Site,
-    model::{
-        At, Hook, Linear,
-        ops::{low_rank_delta, trained_linear},
-    },
+    methods::affine::Affine,
+    model::{At, Hook, Linear, ops::low_rank_delta},
 };
 
-/// `x Wᵀ + b`
-pub struct Affine {
-    pub weight: Tensor,
-    pub bias: Tensor,
-}
-
-impl Affine {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        trained_linear(x, &self.weight)?.broadcast_add(&self.bias.to_device(x.device())?)
-    }
-
-    /// `σ(w·x + b)`, `(rows, 1)`
-    fn gate(&self, x: &Tensor) -> Result<Tensor> {
-        candle_nn::ops::sigmoid(&self.forward(x)?)
-    }
+/// `σ(w·x + b)`, `(rows, 1)`
+fn gate(affine: &Affine, x: &Tensor) -> Result<Tensor> {
+    candle_nn::ops::sigmoid(&affine.forward(x)?)
 }
 
 pub struct GatedLora {
@@ -86,7 +72,7 @@ impl Hook for Unipelt {
             Site::V => &layer.v,
             _ => return Ok(y),
         };
-        y + low_rank_delta(x, &lora.a, &lora.b, 1.0)?.broadcast_mul(&lora.gate.gate(x)?)?
+        y + low_rank_delta(x, &lora.a, &lora.b, 1.0)?.broadcast_mul(&gate(&lora.gate, x)?)?
     }
 
     fn prefix(&self, layer: usize) -> Result<Option<(Tensor, Tensor)>> {
@@ -102,13 +88,13 @@ impl Hook for Unipelt {
     }
 
     fn gate(&self, at: At, x: &Tensor) -> Result<Option<Tensor>> {
-        self.layers[at.layer].prefix_gate.gate(x).map(Some)
+        gate(&self.layers[at.layer].prefix_gate, x).map(Some)
     }
 
     fn after(&self, at: At, x: &Tensor, m: Tensor) -> Result<Tensor> {
         let layer = &self.layers[at.layer];
         let u = (x + &m)?;
         let change = layer.up.forward(&layer.down.forward(&u)?.relu()?)?;
-        m + change.broadcast_mul(&layer.bottleneck_gate.gate(&u)?)?
+        m + change.broadcast_mul(&gate(&layer.bottleneck_gate, &u)?)?
     }
 }

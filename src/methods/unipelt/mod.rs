@@ -8,14 +8,16 @@ use std::sync::Arc;
 use candle_core::Var;
 
 use super::{
-    AdapterFiles, Method, MethodError, Start, Trainable, file,
+    AdapterFiles, Method, MethodError, Start, Trainable,
+    affine::Affine,
+    file,
     part::{Init, Part, Tensors},
 };
 use crate::{
     domain::{BaseInfo, Site, UnipeltSpec, spec::Knobs},
     model::{Base, Hook},
 };
-use layer::{Affine, Encoder, GatedLora, Layer, Unipelt};
+use layer::{Encoder, GatedLora, Layer, Unipelt};
 
 pub use config::read as spec_of;
 
@@ -54,9 +56,8 @@ fn parts(spec: &UnipeltSpec, base: &BaseInfo) -> Result<Vec<Part>, MethodError> 
     spec.check(base).map_err(|error| MethodError::Mismatch(error.to_string()))?;
     let (h, small) = (base.hidden, Init::Normal(0.02));
     let mut parts = Vec::new();
-    let mut affine = |name: String, [outputs, inputs]: [usize; 2], weight: Init, bias: Init| {
-        parts.push(Part::new(format!("{name}.weight"), [outputs, inputs], weight));
-        parts.push(Part::new(format!("{name}.bias"), [outputs], bias));
+    let mut affine = |name: String, shape: [usize; 2], weight: Init, bias: Init| {
+        parts.extend(Affine::parts(&name, shape, weight, bias));
     };
     for layer in 0..base.layers {
         for site in [Site::Q, Site::V] {
@@ -122,10 +123,7 @@ struct Modules {
 impl Modules {
     fn new(base: &BaseInfo, tensors: &Tensors) -> candle_core::Result<Self> {
         let get = |name: &str| tensors.get(name);
-        let affine = |name: &str| {
-            let (weight, bias) = (get(&format!("{name}.weight"))?, get(&format!("{name}.bias"))?);
-            candle_core::Result::Ok(Affine { weight, bias })
-        };
+        let affine = |name: &str| Affine::of(tensors, name);
         let lora = |layer: usize, site: Site| {
             let module = module(layer, site.module());
             let (a, b) = (get(&format!("{module}.lora_A.weight"))?, get(&format!("{module}.lora_B.weight"))?);

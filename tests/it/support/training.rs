@@ -4,18 +4,22 @@ use std::sync::Arc;
 
 use attune::{
     data::{Example, Row},
-    domain::{Control, MethodSpec, Metrics, ObjectiveSpec, Observer, Snapshot, TrainSpec, Training, TrainingRequest},
-    methods::{self, AdapterFiles, MethodError, Start, Trainable},
+    domain::{
+        Control, MethodSpec, Metrics, ObjectiveSpec, Observer, Snapshot, TrainSpec, Training, TrainingRequest,
+        spec::XloraExpert,
+    },
+    methods::{self, AdapterFiles, MethodError, Start, Trainable, xlora},
     model::{Base, Turns},
     trainer::{Outcome, Run, TrainError, World, train},
 };
-use serde_json::Value;
+use candle_core::{Device, Tensor};
+use serde_json::{Value, json};
 
 use super::tiny::{Random, VOCAB};
 
 /// `training` is the request's object; seed 5.
 pub fn spec(base: &Base, adapter: Value, training: Value) -> TrainSpec {
-    let adapter = MethodSpec::from_json(&adapter).unwrap();
+    let adapter = method(base, &adapter);
     adapter.check(&base.info).unwrap();
     let request = TrainingRequest::from_json(&training, &Default::default()).unwrap();
     let training = Training::resolve(&request, &adapter, &base.info, 1).unwrap();
@@ -28,6 +32,35 @@ pub fn spec(base: &Base, adapter: Value, training: Value) -> TrainSpec {
         training,
         seed: 5,
     }
+}
+
+/// A request's method, with what a server finds out about the adapters that it names.
+pub fn method(base: &Base, adapter: &Value) -> MethodSpec {
+    let mut method = MethodSpec::from_json(adapter).unwrap();
+    let files = experts(base, &method);
+    if let MethodSpec::Xlora(spec) = &mut method {
+        let lora = |files| xlora::expert(files, &base.info).unwrap().0;
+        spec.experts = files.iter().map(|files| XloraExpert { generation: None, lora: lora(files) }).collect();
+    }
+    method
+}
+
+/// The adapters that a method names: random ones, of different ranks, scales and targets.
+fn experts(base: &Base, method: &MethodSpec) -> Vec<AdapterFiles> {
+    let MethodSpec::Xlora(spec) = method else { return Vec::new() };
+    let targets =
+        [["q_proj", "v_proj", "down_proj"], ["k_proj", "v_proj", "up_proj"], ["o_proj", "v_proj", "gate_proj"]];
+    let expert = |i: usize| {
+        let knobs = json!({"r": 2 + i, "alpha": 5, "dropout": 0.1, "target_modules": targets[i % 3]});
+        let lora = create(&MethodSpec::from_json(&knobs).unwrap(), base, i as u64);
+        let mut random = Random(40 + i as u64);
+        for (_, variable) in lora.variables() {
+            let values: Vec<f32> = (0..variable.elem_count()).map(|_| 0.2 * random.normal()).collect();
+            variable.set(&Tensor::from_vec(values, variable.shape(), &Device::Cpu).unwrap()).unwrap();
+        }
+        lora.export().unwrap()
+    };
+    (0..spec.adapters.len()).map(expert).collect()
 }
 
 /// Rows of these lengths; the first two tokens of each are only read.
@@ -87,7 +120,8 @@ fn bytes(text: &str) -> Result<Vec<u32>, MethodError> {
 
 /// A fresh adapter of a run of 20 steps.
 pub fn create(spec: &MethodSpec, base: &Base, seed: u64) -> Box<dyn Trainable> {
-    methods::create(spec, &Start { base, seed, total_steps: 20, tokenize: &bytes }).unwrap()
+    let experts = experts(base, spec);
+    methods::create(spec, &Start { base, seed, total_steps: 20, experts: &experts, tokenize: &bytes }).unwrap()
 }
 
 /// Where a run begins.
@@ -126,7 +160,9 @@ pub fn run_in<R: Into<Row> + Clone>(
     observer: &mut dyn Observer,
 ) -> Result<Outcome, TrainError> {
     let rows: Vec<Row> = rows.iter().cloned().map(Into::into).collect();
+    let experts = experts(base, &spec.adapter);
     let run = Run {
+        experts: &experts,
         spec,
         base: base.clone(),
         train: &rows,
