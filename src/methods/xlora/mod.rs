@@ -35,8 +35,8 @@ const CLASSIFIER: &str = "base_model.internal_xlora_classifier.layers";
 
 /// An adapter's LoRA, where it can be an expert: other methods' changes are folded into one if they are low-rank.
 pub fn expert(files: &AdapterFiles, base: &BaseInfo) -> Result<(LoraSpec, AdapterFiles), MethodError> {
-    if score::is_scored(files)? {
-        return Err(MethodError::Unsupported("an adapter with a score head cannot be an expert".into()));
+    if score::split(files)?.is_some() {
+        return Err(MethodError::Unsupported("an adapter with a task head cannot be an expert".into()));
     }
     let folded = as_lora(files, base)?;
     match any_spec_of(&folded)? {
