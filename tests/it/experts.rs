@@ -4,7 +4,7 @@ use std::{cell::RefCell, collections::BTreeSet, fs, path::PathBuf, sync::Arc};
 
 use attune::{
     data::{Example, Judged, Pair, Row, Sampled},
-    domain::{ObjectiveSpec, Site},
+    domain::{ObjectiveSpec, Site, TaskHead},
     methods::{self, AdapterFiles, Trainable},
     model::{At, Base, Batch, Hook, Keep, Sequence, Tape, mlp::Mlp, ops::Activation},
     objectives::{self, Models, supervised},
@@ -223,7 +223,7 @@ fn the_balance_is_part_of_every_objective() {
             _ => (vec![pair(0), pair(1)], json!({})),
         };
         let spec = ObjectiveSpec::from_json(&json!({"type": name, name: knobs})).unwrap();
-        let scored = methods::score::fresh(shaken(&base, adapter.clone(), 8), &base, 3).unwrap();
+        let scored = methods::score::fresh(shaken(&base, adapter.clone(), 8), TaskHead::Score, &base, 3).unwrap();
         let method = if name == "reward_model" { scored.as_ref() } else { method.as_ref() };
         for keep in [Keep::Everything, Keep::LayerInputs] {
             let tape = RefCell::new(Tape::new(keep));
