@@ -89,7 +89,7 @@ impl Service {
             let theirs = self.model(project, model).await?.resident.base.info.id.clone();
             if theirs != base {
                 let message = format!("{model} is a reward model on the base {theirs}, and the job trains on {base}");
-                return Err(Problem::invalid(&format!("{}.model", below(path, &place)), "wrong_base", message));
+                return Err(Problem::invalid(format!("{}.model", below(path, &place)), "wrong_base", message));
             }
         }
         Ok(())

@@ -199,7 +199,7 @@ fn files_with_another_rank_pattern_are_refused_by_name() {
         ("alpha_pattern", json!({"q_proj": 3})),
         ("modules_to_save", json!(["lm_head"])),
         ("bias", json!("all")),
-        ("task_type", json!("TOKEN_CLS")),
+        ("task_type", json!("SEQ_2_SEQ_LM")),
         ("lora_bias", json!(true)),
         ("target_parameters", json!(["x"])),
     ] {

@@ -165,7 +165,7 @@ impl XloraSpec {
         }
         let weights =
             [("scaling_pass_value", self.scaling_pass_value), ("global_scaling_weight", self.global_scaling_weight)];
-        match weights.iter().find(|(_, weight)| !(weight.abs() <= LARGEST_WEIGHT)) {
+        match weights.iter().find(|(_, weight)| weight.is_nan() || weight.abs() > LARGEST_WEIGHT) {
             Some((name, weight)) => {
                 let limits = format!("at most {LARGEST_WEIGHT} in size");
                 Err(out_of_range(&format!("adapter.{name}"), weight, &limits))

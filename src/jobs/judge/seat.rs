@@ -93,7 +93,7 @@ impl Seat {
         let [Row::Example(example)] = rows.as_slice() else { return Err("the row is no conversation".to_owned()) };
         self.room(&example.ids, 0)?;
         let n = example.ids.len();
-        let task = Task::Classify { rows: TaskHead::Score.reads(), spans: vec![n - 1..n] };
+        let task = Task::Classify { rows: TaskHead::Score.reads(), spans: std::iter::once(n - 1..n).collect() };
         let request = Request { task, max_tokens: 0, ..self.request(&example.ids) };
         match heard(&mut self.submit(request).await?).await {
             Some(Output::Scores { rows, .. }) => match rows.as_slice() {

@@ -34,7 +34,7 @@ async fn one_of_many_moves_an_alias(store: Store) {
         }
         let moved: Vec<String> = tasks.join_all().await.into_iter().flatten().collect();
         let now = store.db.alias("p", "live").await.unwrap();
-        assert_eq!(moved, [now.generation.clone()]);
+        assert_eq!(moved, std::slice::from_ref(&now.generation));
         assert_eq!(store.db.aliased("p", "live").await.unwrap().generation, now.generation);
         expected = Expected::Generation(now.generation);
     }
