@@ -74,10 +74,10 @@ struct Factors {
 }
 
 impl Factors {
-    /// Where `g` is 1, `y` stays to the bit.
+    /// The bits of `ops::rescale`: where `g` is 1, `y` stays as it is.
     fn apply(&self, y: &mut [f32]) {
         match &self.bias {
-            None => y.iter_mut().zip(&self.g).for_each(|(y, g)| *y *= g),
+            None => y.iter_mut().zip(&self.g).for_each(|(y, g)| *y += (g - 1.0) * *y),
             Some(bias) => {
                 y.iter_mut().zip(self.g.iter().zip(bias.iter())).for_each(|(y, (g, b))| *y += (g - 1.0) * (*y - b))
             }

@@ -11,7 +11,7 @@ use crate::{
         Merge,
         lora::layer::{Adapted, Change},
     },
-    model::{At, Hook, Linear},
+    model::{At, Hook, Linear, ops},
 };
 
 /// One linear's factors, a row.
@@ -23,14 +23,14 @@ pub enum Factors {
 impl Change for Factors {
     fn forward(&self, x: &Tensor, _: Option<&Tensor>, base: &Linear) -> Result<Tensor> {
         match self {
-            Factors::Output(l) => base.forward(x)?.broadcast_mul(l),
-            Factors::Input(l) => base.forward(&x.broadcast_mul(l)?),
+            Factors::Output(l) => ops::rescale(&base.forward(x)?, &l.flatten_all()?, None),
+            Factors::Input(l) => base.forward(&x.broadcast_mul(&l.to_device(x.device())?)?),
         }
     }
 
     fn adjust(&self, x: &Tensor, dropped: Option<&Tensor>, y: Tensor, base: &Linear) -> Result<Tensor> {
         match self {
-            Factors::Output(l) => y.broadcast_mul(l),
+            Factors::Output(l) => ops::rescale(&y, &l.flatten_all()?, None),
             // The frozen product of the whole batch is no use to these rows.
             Factors::Input(_) => self.forward(x, dropped, base),
         }
