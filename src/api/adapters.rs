@@ -299,7 +299,7 @@ pub async fn download(
 #[utoipa::path(post, path = "/v1/adapters/{adapter_id}/merge", operation_id = "mergeAdapter", tag = "adapters",
     params(("adapter_id" = String, Path, description = "`adapter-…`, or the model's name")),
     responses(
-        (status = 200, description = "A zip of config.json and model.safetensors", content_type = "application/zip",
+        (status = 200, description = "A zip of config.json and model.safetensors", content_type = "application/octet-stream",
             body = String),
         (status = 400, description = "The adapter cannot be merged", body = ErrorEnvelope),
         (status = 401, description = "No or a wrong key", body = ErrorEnvelope),
@@ -316,6 +316,6 @@ pub async fn merge(
     let record = state.service.adapter(&caller.project, &id).await?;
     let bytes = state.service.merge_adapter(&record).await?;
     let name = format!("attachment; filename=\"{}-merged.zip\"", record.id);
-    let headers = [(CONTENT_TYPE, "application/zip".to_owned()), (CONTENT_DISPOSITION, name)];
+    let headers = [(CONTENT_TYPE, "application/octet-stream".to_owned()), (CONTENT_DISPOSITION, name)];
     Ok((headers, bytes).into_response())
 }

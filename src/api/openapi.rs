@@ -2,7 +2,10 @@
 
 use utoipa::{
     Modify, OpenApi,
-    openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+    openapi::{
+        RefOr, Schema,
+        security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+    },
 };
 
 use super::router::routes;
@@ -45,5 +48,38 @@ impl Modify for Key {
 pub fn document() -> utoipa::openapi::OpenApi {
     let mut document = Document::openapi();
     document.merge(routes(0).into_openapi());
+    join_variants(&mut document);
     document
+}
+
+/// Makes one object of each variant that is a type with a tag beside it: all of a closed object and a tag would refuse
+/// the tag, and generators know no union of such.
+fn join_variants(document: &mut utoipa::openapi::OpenApi) {
+    let Some(components) = &mut document.components else { return };
+    let known = components.schemas.clone();
+    let object = |part: &RefOr<Schema>| match part {
+        RefOr::T(Schema::Object(object)) => Some(object.clone()),
+        RefOr::Ref(reference) => match known.get(reference.ref_location.rsplit('/').next()?)? {
+            RefOr::T(Schema::Object(object)) => Some(object.clone()),
+            _ => None,
+        },
+        RefOr::T(_) => None,
+    };
+    for schema in components.schemas.values_mut() {
+        let RefOr::T(Schema::OneOf(union)) = schema else { continue };
+        for variant in &mut union.items {
+            let RefOr::T(Schema::AllOf(all)) = variant else { continue };
+            let parts = all.items.iter().map(object).collect::<Option<Vec<_>>>();
+            let joined = parts.and_then(|parts| {
+                parts.into_iter().reduce(|mut joined, part| {
+                    joined.properties.extend(part.properties);
+                    joined.required.extend(part.required);
+                    joined
+                })
+            });
+            if let Some(joined) = joined {
+                *variant = RefOr::T(Schema::Object(joined));
+            }
+        }
+    }
 }

@@ -38,7 +38,8 @@ pub enum Grader {
     /// A formula over other graders' scores, by their keys.
     Multi {
         name: String,
-        #[schema(no_recursion)]
+        /// A grader by each key. Generated clients know no type that holds itself.
+        #[schema(value_type = serde_json::Value)]
         graders: BTreeMap<String, Grader>,
         calculate_output: String,
     },
