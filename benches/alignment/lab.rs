@@ -1,6 +1,6 @@
-//! A tiny model, an engine that draws from it, and short runs.
+//! A tiny model that has learnt the language, an engine that draws from it, and short runs.
 
-use std::sync::Arc;
+use std::{fs, path::Path, sync::Arc};
 
 use anyhow::{Result, bail};
 use attune::{
@@ -21,25 +21,23 @@ use attune::{
 };
 use serde_json::{Value, json};
 
-use crate::tiny::{Random, Tiny};
+use crate::{
+    language,
+    settings::{Settings, Side},
+    tiny::{Random, Tiny},
+};
 
-/// The tokens that judges like: an eighth of the bytes.
-pub fn is_liked(id: u32) -> bool {
-    id < 256 && id % 8 == 3
-}
-
-/// The share of liked tokens.
-pub fn liked(ids: &[u32]) -> f64 {
-    ids.iter().filter(|id| is_liked(**id)).count() as f64 / ids.len().max(1) as f64
-}
+/// Nobody is asked.
+pub const NOBODY: Rule = Rule(&|_, _| 0.0);
 
 pub struct Lab {
-    pub seed: u64,
+    pub settings: Arc<Settings>,
+    seed: u64,
     scale: f64,
     base: Arc<Base>,
     rollout: EngineRollout,
     _runtime: tokio::runtime::Runtime,
-    _dir: tempfile::TempDir,
+    _dir: Option<tempfile::TempDir>,
 }
 
 /// A rule as the reward of a completion.
@@ -80,33 +78,67 @@ impl Observer for Notes {
 }
 
 impl Lab {
-    pub fn new(seed: u64, scale: f64) -> Result<Self> {
+    pub fn new(seed: u64, scale: f64, settings: Arc<Settings>) -> Result<Self> {
         let dir = tempfile::tempdir()?;
-        Tiny { seed, ..Tiny::default() }.write(dir.path());
-        let base = Base::open("tiny", dir.path())?;
-        let resident = Resident { base: base.clone(), text: Arc::new(Text::open(dir.path())?) };
+        let (raw, known) = (dir.path().join("raw"), dir.path().join("known"));
+        Tiny { seed, tied: false, ..Tiny::default() }.write(&raw);
+        let untaught = Self::over(&raw, seed, scale, settings.clone())?;
+        let files = untaught.taught()?;
+        fs::create_dir(&known)?;
+        for (name, bytes) in methods::merged::directory(&files, &untaught.base)? {
+            fs::write(known.join(name), bytes)?;
+        }
+        for name in ["tokenizer.json", "tokenizer_config.json"] {
+            fs::copy(raw.join(name), known.join(name))?;
+        }
+        Ok(Self { _dir: Some(dir), ..Self::over(&known, seed, scale, settings)? })
+    }
+
+    /// Over the model in a directory.
+    fn over(dir: &Path, seed: u64, scale: f64, settings: Arc<Settings>) -> Result<Self> {
+        let base = Base::open("tiny", dir)?;
+        let resident = Resident { base: base.clone(), text: Arc::new(Text::open(dir)?) };
         let runtime = tokio::runtime::Runtime::new()?;
-        let blobs = format!("file:{}", dir.path().join("blobs").display());
+        let blobs = format!("file:{}", dir.join("blobs").display());
         let store = runtime.block_on(open(&blobs, &S3Settings::default()))?;
         let bases = Bases::new([resident.clone()]);
         let engine = Handle::start(bases, store, runtime.handle().clone(), EngineSettings::default())?;
         let rollout = EngineRollout { engine, resident, project: "bench".into() };
-        Ok(Self { seed, scale, base, rollout, _runtime: runtime, _dir: dir })
+        Ok(Self { settings, seed, scale, base, rollout, _runtime: runtime, _dir: None })
+    }
+
+    /// An adapter that knows the language.
+    fn taught(&self) -> Result<AdapterFiles> {
+        let base = &self.settings.base;
+        let mut random = Random(1000 * self.seed);
+        let rows: Vec<Row> = (0..self.few(base.answers))
+            .map(|_| {
+                let prompt = language::prompt(&mut random);
+                Row::Example(text(&prompt, &language::answer(&mut random, &prompt)))
+            })
+            .collect();
+        let method = json!({"type": "supervised"});
+        let adapter = MethodSpec::from_json(&base.adapter)?;
+        let (files, metrics) = self.run(&method, adapter, &base.training, &rows, &NOBODY)?;
+        if let (Some(first), Some(last)) = (metrics.first(), metrics.last()) {
+            eprintln!("the base of seed {}: loss {:.3?} to {:.3?}", self.seed, first.train_loss, last.train_loss);
+        }
+        Ok(files)
     }
 
     /// So many rows or steps at this scale.
-    pub fn few(&self, n: u64) -> u64 {
+    fn few(&self, n: u64) -> u64 {
         ((n as f64 * self.scale) as u64).max(4)
     }
 
-    /// Random prompts of five bytes.
+    /// Random prompts; a stream has its own.
     pub fn prompts(&self, n: u64, stream: u64) -> Vec<Vec<u32>> {
         let mut random = Random(1000 * self.seed + stream);
-        (0..n).map(|_| (0..5).map(|_| random.below(256) as u32).collect()).collect()
+        (0..self.few(n)).map(|_| language::prompt(&mut random)).collect()
     }
 
     fn adapter(&self) -> Result<MethodSpec> {
-        Ok(MethodSpec::from_json(&json!({"type": "lora", "r": 8, "alpha": 16}))?)
+        Ok(MethodSpec::from_json(&self.settings.adapter)?)
     }
 
     /// An adapter that has learnt nothing: the base.
@@ -133,23 +165,33 @@ impl Lab {
             .collect())
     }
 
-    /// A run to its end: `knobs` are the objective's, `training` the loop's.
-    pub fn train(
+    /// The adapter of a side's run.
+    pub fn train(&self, side: &Side, rows: &[Row], reward: &dyn Reward) -> Result<AdapterFiles> {
+        let name = &side.objective;
+        let mut method = json!({"type": name, name: {"hyperparameters": side.knobs}});
+        if ["grpo", "rloo", "ppo"].contains(&name.as_str()) {
+            // Not asked: the reward is a rule.
+            method[name]["grader"] = json!({"type": "json_valid", "name": "rule", "input": "a"});
+        }
+        Ok(self.run(&method, self.adapter()?, &json!(side.training), rows, reward)?.0)
+    }
+
+    /// A run to its end, as long as its steps.
+    fn run(
         &self,
-        objective: &str,
-        knobs: Value,
-        training: Value,
+        method: &Value,
+        adapter: MethodSpec,
+        training: &Value,
         rows: &[Row],
         reward: &dyn Reward,
     ) -> Result<(AdapterFiles, Vec<Metrics>)> {
-        let mut method = json!({"type": objective, objective: {"hyperparameters": knobs}});
-        if ["grpo", "rloo", "ppo"].contains(&objective) {
-            // Not asked: the reward is a rule.
-            method[objective]["grader"] = json!({"type": "json_valid", "name": "rule", "input": "a"});
+        let objective = ObjectiveSpec::from_json(method)?;
+        let mut settings = json!({"n_epochs": 1000, "batch_size": 8, "max_seq_len": 64});
+        for (key, value) in training.as_object().into_iter().flatten() {
+            settings[key] = value.clone();
         }
-        let objective = ObjectiveSpec::from_json(&method)?;
-        let adapter = self.adapter()?;
-        let request = TrainingRequest::from_json(&training, &Default::default())?;
+        settings["max_steps"] = json!(self.few(training["max_steps"].as_u64().unwrap_or(100)));
+        let request = TrainingRequest::from_json(&settings, &Default::default())?;
         let spec = TrainSpec {
             base: self.base.info.id.clone(),
             continue_from: None,

@@ -13,73 +13,32 @@ import argparse
 import html
 import io
 import json
-import os
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 import zipfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import model  # noqa: E402
 import tasks  # noqa: E402
 from effects import EFFECTS  # noqa: E402
+from server import Server as Attune  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
-KEY = "bench-key-of-twenty-letters"
 LINEARS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
 
 
-class Server:
-    """Ours, over these bases."""
-
-    def __init__(self, binary, folder, bases):
-        command = [binary, "serve", "--listen", "127.0.0.1:0", "--data-dir", str(folder)]
-        for name, source in bases.items():
-            command += ["--model", f"{name}={source}"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                                        env={**os.environ, "ATTUNE_API_KEY": KEY})
-        for line in self.process.stdout:
-            if "listening on " in line:
-                self.url = line.split("listening on ")[1].split()[0]
-                return
-        raise SystemExit(f"the server did not start: {' '.join(command)}")
-
-    def ask(self, path, body=None, headers=None, method=None):
-        headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json", **(headers or {})}
-        data = json.dumps(body).encode() if isinstance(body, dict) else body
-        request = urllib.request.Request(self.url + path, data, headers, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=600) as answer:
-                return answer.read()
-        except urllib.error.HTTPError as error:
-            raise SystemExit(f"{path}: {error.read().decode()}")
-
-    def json(self, *arguments, **more):
-        return json.loads(self.ask(*arguments, **more))
-
-    def upload(self, rows):
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        body = (f'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n--x\r\nContent-Disposition: '
-                f'form-data; name="file"; filename="rows.jsonl"\r\n\r\n{lines}\r\n--x--\r\n')
-        return self.json("/v1/files", body.encode(), {"Content-Type": "multipart/form-data; boundary=x"})["id"]
-
+class Server(Attune):
     def train(self, base, adapter, rows, held_out, training, seed):
         """The finished job and the metrics of its steps."""
         body = {"model": base, "training_file": self.upload(rows), "validation_file": self.upload(held_out), "seed": seed,
                 "adapter": adapter, "training": {"batch_size": 8, "lr_scheduler": "constant", **training}}
-        job = self.json("/v1/fine_tuning/jobs", body)["id"]
-        events = self.ask(f"/v1/fine_tuning/jobs/{job}/events", headers={"Accept": "text/event-stream"}).decode()
-        events = [json.loads(line[5:]) for line in events.splitlines() if line.startswith("data:") and "{" in line]
-        job = self.json(f"/v1/fine_tuning/jobs/{job}")
-        if job["status"] != "succeeded":
-            raise SystemExit(f"{json.dumps(adapter)}: {job['error']}")
-        return job, [event["data"] for event in events if event.get("type") == "metrics"]
+        job, metrics, _ = self.run(body)
+        return job, metrics
 
     def files(self, name):
         packed = self.ask(f"/v1/adapters/{name}/download")
@@ -88,10 +47,6 @@ class Server:
 
     def methods(self):
         return {card["id"] for card in self.json("/v1/methods")["data"]}
-
-    def stop(self):
-        self.process.terminate()
-        self.process.wait()
 
 
 def prepared(args, folder, seed):

@@ -136,4 +136,5 @@ def versions(python):
     return subprocess.run([python, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
-main()
+if __name__ == "__main__":
+    main()
