@@ -10,6 +10,10 @@ import urllib.request
 KEY = "bench-key-of-twenty-letters"
 
 
+class Failed(SystemExit):
+    """A job that did not come to its end."""
+
+
 class Server:
     """Ours, over these bases; more options as the command line takes them."""
 
@@ -59,7 +63,7 @@ class Server:
                     times.append(time.perf_counter())
         job = self.json(f"/v1/fine_tuning/jobs/{job}")
         if job["status"] != "succeeded":
-            raise SystemExit(f"{json.dumps(body)}: {job['error']}")
+            raise Failed(f"{json.dumps(body)}: {job['error']}")
         return job, metrics, times
 
     def stop(self):

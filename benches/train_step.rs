@@ -1,7 +1,7 @@
 //! The time of one optimiser step, as a job runs it: forward, cross entropy, backward, clipping and AdamW.
 //!
 //! ```text
-//! cargo bench --bench train_step -- MODEL --batch 4 --length 128 --steps 5 --rank 8 --targets all-linear --threads 2
+//! cargo bench --bench train_step -- MODEL --batch 4 --length 128 --steps 5 --threads 2 --adapter '{"type": "dora", "r": 8}'
 //! ```
 //!
 //! Every step has the same rows, whose ids [`ids`] makes, so that another program can repeat the losses. The first
@@ -14,13 +14,14 @@ use attune::{
     data::{Example, Row},
     domain::{
         Control, MethodSpec, Metrics, ObjectiveSpec, Observer, Snapshot, TrainSpec, Training, TrainingRequest,
-        spec::{Precision, Schedule},
+        spec::{Precision, Schedule, XloraExpert},
     },
+    methods::{self, AdapterFiles, Start, xlora},
     model::Base,
     trainer::{self, Run},
 };
 use clap::Parser;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// As the program has it.
 #[global_allocator]
@@ -37,10 +38,15 @@ struct Args {
     /// Steps that are counted.
     #[arg(long, default_value_t = 5)]
     steps: u64,
-    #[arg(long, default_value_t = 8)]
-    rank: usize,
-    #[arg(long, default_value = "all-linear", value_parser = ["all-linear", "qv"])]
-    targets: String,
+    /// As requests have it.
+    #[arg(long, default_value = r#"{"type": "lora", "r": 8, "lora_alpha": 16}"#)]
+    adapter: Value,
+    /// What each of the adapters is that X-LoRA's gate is trained over.
+    #[arg(long, default_value = r#"{"type": "lora", "r": 8, "lora_alpha": 16}"#)]
+    expert: Value,
+    /// With `training.gradient_checkpointing`.
+    #[arg(long)]
+    checkpointing: bool,
     #[arg(long, default_value = "auto", value_parser = ["auto", "f32", "bf16"])]
     precision: String,
     /// 0 takes all cores.
@@ -57,9 +63,11 @@ fn main() -> Result<()> {
     let args = Args::parse();
     rayon::ThreadPoolBuilder::new().num_threads(args.threads).build_global()?;
     let base = Base::open("bench", &args.model)?;
+    let mut adapter = MethodSpec::from_json(&args.adapter)?;
+    let experts = experts(&args, &base, &mut adapter)?;
+    adapter.check(&base.info)?;
+    adapter.fit(&base.info, args.steps + 1)?;
     let rows = rows(&args, base.info.vocab);
-    let targets = if args.targets == "qv" { json!(["q_proj", "v_proj"]) } else { json!(args.targets) };
-    let adapter = MethodSpec::from_json(&json!({"r": args.rank, "lora_alpha": 16, "target_modules": targets}))?;
     let precision = match args.precision.as_str() {
         "f32" => Precision::F32,
         "bf16" => Precision::Bf16,
@@ -67,6 +75,7 @@ fn main() -> Result<()> {
     };
     let request = TrainingRequest {
         precision: Some(precision),
+        gradient_checkpointing: Some(args.checkpointing),
         n_epochs: Some(args.steps + 1),
         batch_size: Some(args.batch as u64),
         learning_rate: Some(1e-5),
@@ -94,7 +103,7 @@ fn main() -> Result<()> {
         valid: &[],
         resume: None,
         start: None,
-        experts: &[],
+        experts: &experts,
         world: None,
         turns: None,
         tokenize: &|_| Ok(Vec::new()),
@@ -115,6 +124,22 @@ fn main() -> Result<()> {
     });
     println!("{found}");
     Ok(())
+}
+
+/// Fresh adapters in the place of those that X-LoRA's spec names.
+fn experts(args: &Args, base: &Base, adapter: &mut MethodSpec) -> Result<Vec<AdapterFiles>> {
+    let MethodSpec::Xlora(spec) = adapter else { return Ok(Vec::new()) };
+    let expert = MethodSpec::from_json(&args.expert)?;
+    expert.check(&base.info)?;
+    let mut found = Vec::new();
+    for (name, seed) in spec.adapters.iter().zip(1..) {
+        let start = Start { base, seed, total_steps: 1, experts: &[], tokenize: &|_| Ok(Vec::new()) };
+        let files = methods::create(&expert, &start)?.export()?;
+        let (lora, _) = xlora::expert(&files, &base.info)?;
+        spec.experts.push(XloraExpert { generation: Some(name.clone()), lora });
+        found.push(files);
+    }
+    Ok(found)
 }
 
 /// One batch; the whole of each row is trained on.

@@ -1,25 +1,32 @@
-"""The published effects, each in small. `run` fills in losses; a judge says from them whether the effect shows.
+"""The published effects, each in small: a claim, what is trained, and a judge over the results.
 
-An effect is a claim, the variants that are trained, and a judge over their held-out losses, by variant and seed. Where the
-measure is not a held-out loss, `measure` names a function of run.py.
+Each variant has its own learning rate, the best of the same number of rates (`RATES`) by the loss on a validation part;
+with `shared_rate`, one rate is best for all variants together, where the claim is about one rate. Results are of a held-out
+part, by variant and seed. Where the measure is not a held-out loss, `measure` names a function of run.py.
 """
 
 from dataclasses import dataclass, field
 from statistics import mean
 from typing import Callable
 
-import tasks
+RATES = {
+    "lora": [1e-3, 3e-3, 1e-2], "moe_lora": [1e-3, 3e-3, 1e-2], "adalora": [1e-3, 3e-3, 1e-2],
+    "unipelt": [1e-3, 3e-3, 1e-2], "ia3": [1e-2, 3e-2, 1e-1], "full": [1e-4, 3e-4, 1e-3],
+    "prompt_tuning": [1e-2, 3e-2, 1e-1], "prefix_tuning": [1e-2, 3e-2, 1e-1], "p_tuning_v2": [1e-2, 3e-2, 1e-1],
+}
 
 
 @dataclass
 class Effect:
     claim: str
     source: str
-    rows: Callable
-    held_out: Callable
+    task: str
+    samples: int
     variants: dict
     judge: Callable
-    training: dict = field(default_factory=dict)
+    guess: str
+    steps: int = 100
+    shared_rate: bool = False
     measure: str = "loss"
     unit: str = "held-out loss"
 
@@ -39,63 +46,53 @@ def most(found, test):
     return sum(test(dict(zip(found, values))) for values in seeds) * 2 > len(seeds)
 
 
-few, many, labels = (lambda seed: tasks.attributes(100, seed)), (lambda seed: tasks.mixture(400, seed)), tasks.sentiment
-FAST, PROMPT = {"learning_rate": 2e-3}, {"learning_rate": 3e-2}
-
 EFFECTS = {
     "lora_full": Effect(
-        "with few samples, LoRA is no worse than training all weights", "LoRA, arXiv 2106.09685",
-        few, lambda: tasks.attributes(100, 900), {"lora r 8": lora(), "full": {"type": "full"}},
-        lambda found: below(found, "lora r 8", "full", 1.03), {"learning_rate": {"lora r 8": 2e-3, "full": 5e-4}}),
+        "with few samples, LoRA is no worse than training all weights", "LoRA, arXiv 2106.09685", "attributes", 100,
+        {"lora r 8": lora(), "full": {"type": "full"}}, lambda found: below(found, "lora r 8", "full", 1.03), ""),
     "rslora": Effect(
-        "a higher rank helps rsLoRA more than LoRA", "rsLoRA, arXiv 2312.03732", many, lambda: tasks.mixture(100, 901),
+        "at one learning rate, a higher rank helps rsLoRA more than LoRA", "rsLoRA, arXiv 2312.03732", "mixture", 400,
         {"lora r 4": lora(4), "lora r 64": lora(64), "rslora r 4": lora(4, use_rslora=True),
          "rslora r 64": lora(64, use_rslora=True)},
         lambda found: below(found, "rslora r 64", "rslora r 4")
         and mean(found["rslora r 4"]) - mean(found["rslora r 64"]) > mean(found["lora r 4"]) - mean(found["lora r 64"]),
-        {"learning_rate": 5e-4}),
+        "", shared_rate=True),
     "depth": Effect(
-        "prompts in every layer beat prompts at the input", "P-tuning v2, arXiv 2110.07602",
-        few, lambda: tasks.attributes(100, 902),
+        "prompts in every layer beat prompts at the input", "P-tuning v2, arXiv 2110.07602", "attributes", 100,
         {"prompt_tuning": {"type": "prompt_tuning", "num_virtual_tokens": 20},
          "p_tuning_v2": {"type": "p_tuning_v2", "num_virtual_tokens": 20}},
-        lambda found: below(found, "p_tuning_v2", "prompt_tuning"), PROMPT),
+        lambda found: below(found, "p_tuning_v2", "prompt_tuning"), ""),
     "prompt_init": Effect(
-        "prompts that begin as words beat those that begin at random", "prompt tuning, arXiv 2104.08691",
-        few, lambda: tasks.attributes(100, 903),
+        "prompts that begin as words beat those that begin at random", "prompt tuning, arXiv 2104.08691", "attributes", 100,
         {init.lower(): {"type": "prompt_tuning", "num_virtual_tokens": 20, "prompt_tuning_init": init, **more}
          for init, more in [("RANDOM", {}), ("SAMPLE_VOCAB", {}),
-                            ("TEXT", {"prompt_tuning_init_text": "In the north, Iris serves soup at high prices."})]},
-        lambda found: below(found, "sample_vocab", "random") and below(found, "text", "random"), PROMPT),
+                            ("TEXT", {"prompt_tuning_init_text": " In the north , Iris cooks soup at high prices ."})]},
+        lambda found: below(found, "sample_vocab", "random") and below(found, "text", "random"), ""),
     "ia3_shots": Effect(
-        "IA3 trained on 32 examples beats the same model shown 8 of them", "T-Few, arXiv 2205.05638",
-        lambda seed: labels(32, seed), lambda: labels(40, 904), {"ia3": {"type": "ia3"}, "8 shots": None},
-        lambda found: mean(found["ia3"]) > mean(found["8 shots"]), {"learning_rate": 2e-2}, "accuracy", "accuracy"),
+        "IA3 trained on 32 examples beats the same model shown 8 of them", "T-Few, arXiv 2205.05638", "sentiment", 32,
+        {"ia3": {"type": "ia3"}, "8 shots": None},
+        lambda found: mean(found["ia3"]) > mean(found["8 shots"]), "", measure="accuracy", unit="accuracy"),
     "adalora": Effect(
         "at a budget of rank 1, moving ranks to where they matter is no worse, and ranks end uneven",
-        "AdaLoRA, arXiv 2303.10512", many, lambda: tasks.mixture(100, 905),
+        "AdaLoRA, arXiv 2303.10512", "mixture", 400,
         {"lora r 1": lora(1), "adalora 2 to 1": {"type": "adalora", "init_r": 2, "target_r": 1, "alpha": 16}},
-        lambda found: below(found, "adalora 2 to 1", "lora r 1", 1.01), FAST, "ranks"),
+        lambda found: below(found, "adalora 2 to 1", "lora r 1", 1.01), "", measure="ranks"),
     "pissa": Effect(
         "what PiSSA leaves to NF4 is nearer to the weights than NF4 of the weights", "PiSSA, arXiv 2404.02948",
-        few, lambda: tasks.attributes(20, 906), {"nf4 of W": None, "A B + nf4 of the rest": lora(init_lora_weights="pissa")},
-        lambda found: most(found, lambda one: one["A B + nf4 of the rest"] < one["nf4 of W"]),
-        {"learning_rate": 1e-9}, "residual", "relative error"),
+        "attributes", 20, {"nf4 of W": None, "A B + nf4 of the rest": lora(16, init_lora_weights="pissa")},
+        lambda found: most(found, lambda one: one["A B + nf4 of the rest"] < one["nf4 of W"]), "",
+        steps=1, measure="residual", unit="relative error"),
     "unipelt": Effect(
-        "with 100 samples, UniPELT is at least as good as its best part", "UniPELT, arXiv 2110.07577",
-        few, lambda: tasks.attributes(100, 907),
+        "with 100 samples, UniPELT is at least as good as its best part", "UniPELT, arXiv 2110.07577", "attributes", 100,
         {"lora r 8": lora(8, target_modules=["q_proj", "v_proj"]),
          "prefix": {"type": "prefix_tuning", "num_virtual_tokens": 10}, "unipelt": {"type": "unipelt"}},
-        lambda found: mean(found["unipelt"]) <= 1.02 * min(mean(found["lora r 8"]), mean(found["prefix"])), FAST),
+        lambda found: mean(found["unipelt"]) <= 1.02 * min(mean(found["lora r 8"]), mean(found["prefix"])), ""),
     "mixlora": Effect(
-        "on a mixture of tasks, experts beat LoRA of as many weights", "MixLoRA, arXiv 2404.15159",
-        many, lambda: tasks.mixture(100, 908),
-        {"lora r 15": lora(15),
-         "mixlora 4 x r 4": {"type": "moe_lora", "num_experts": 4, "r": 4, "alpha": 16}},
-        lambda found: below(found, "mixlora 4 x r 4", "lora r 15"), {"learning_rate": 1e-3}),
+        "on a mixture of tasks, experts beat LoRA of as many weights", "MixLoRA, arXiv 2404.15159", "mixture", 400,
+        {"lora r 12": lora(12), "mixlora 4 x r 4": {"type": "moe_lora", "num_experts": 4, "r": 4, "alpha": 16}},
+        lambda found: below(found, "mixlora 4 x r 4", "lora r 12"), ""),
     "nf4": Effect(
-        "NF4 keeps more of a model than FP4", "QLoRA, arXiv 2305.14314",
-        lambda seed: tasks.language(200, 500 + seed), lambda: tasks.language(100, 909),
+        "NF4 keeps more of a model than FP4", "QLoRA, arXiv 2305.14314", "language", 100,
         {"f32": lora(), "nf4": lora(), "fp4": lora()},
-        lambda found: most(found, lambda one: one["nf4"] < one["fp4"]), {"learning_rate": 1e-9, "max_steps": 1}, "rounded"),
+        lambda found: most(found, lambda one: one["nf4"] < one["fp4"]), "", steps=1, measure="rounded"),
 }

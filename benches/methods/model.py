@@ -7,9 +7,11 @@ import random
 import struct
 from pathlib import Path
 
+from tasks import VOCABULARY
+
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD = 256, 704, 6, 8, 4, 32
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
-VOCAB = 256 + len(SPECIALS)
+VOCAB = 256 + len(SPECIALS) + len(VOCABULARY)
 TEMPLATE = ("{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
             "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 # The 16 values of bitsandbytes' `get_4bit_type`, sorted.
@@ -58,10 +60,12 @@ def write(folder, seed):
 
 
 def tokenizer():
-    """Bytes, each under GPT-2's printable stand-in."""
+    """Bytes, each under GPT-2's printable stand-in, and the tasks' words, each with the space before it (`Ġ`)."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
     characters = [chr(byte if byte in plain else next(others)) for byte in range(256)]
+    vocabulary = {c: i for i, c in enumerate(characters)}
+    vocabulary |= {f"Ġ{word}": 256 + len(SPECIALS) + i for i, word in enumerate(VOCABULARY)}
     level = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
     added = [{"id": 256 + i, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
               "special": True} for i, name in enumerate(SPECIALS)]
@@ -70,7 +74,7 @@ def tokenizer():
             "decoder": {**level, "add_prefix_space": True},
             "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                       "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-                      "vocab": {c: i for i, c in enumerate(characters)}, "merges": []}}
+                      "ignore_merges": True, "vocab": vocabulary, "merges": []}}
 
 
 def save(path, tensors):

@@ -4,122 +4,148 @@ python3 benches/methods/run.py                      # all of them, three seeds, 
 python3 benches/methods/run.py --only adalora       # one of them
 python3 benches/methods/run.py --small --seeds 1    # a few steps each: only whether everything runs
 
-Each seed makes a Llama of 5 million weights, which first learns the words of the tasks; then each method learns a task
-on it through the server, as a user's job would. Writes docs/methods.md and docs/methods.svg. Python's own library is all
-that it needs.
+A Llama of 5 million weights, made from a seed, first learns the words of the tasks; then each method learns a task on it
+through the server, as a user's job would, with the best of three learning rates and for each of three seeds of data and
+adapter. Effects that are finished stay in target/methods, so that a run that was stopped goes on. Writes
+docs/methods.md and docs/methods.svg. Python's own library is all that it needs.
 """
 
 import argparse
-import html
+import hashlib
 import io
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import model  # noqa: E402
+import report  # noqa: E402
 import tasks  # noqa: E402
-from effects import EFFECTS  # noqa: E402
-from server import Server as Attune  # noqa: E402
+from effects import EFFECTS, RATES  # noqa: E402
+from lab import Lab  # noqa: E402
+from server import Failed  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
+WORK = ROOT / "target/methods"
+# How the base learns: the method with most to train that every version has.
+FIRST = {
+    "rows": 16000, "steps": 1000,
+    "adapter": {"type": "lora", "r": 64, "alpha": 64, "modules_to_save": ["embed_tokens", "lm_head", "model.norm"]},
+    "training": {"learning_rate": 2e-3, "batch_size": 16, "warmup_ratio": 0.05, "lr_scheduler": "cosine"},
+}
 LINEARS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
 
 
-class Server(Attune):
-    def train(self, base, adapter, rows, held_out, training, seed):
-        """The finished job and the metrics of its steps."""
-        body = {"model": base, "training_file": self.upload(rows), "validation_file": self.upload(held_out), "seed": seed,
-                "adapter": adapter, "training": {"batch_size": 8, "lr_scheduler": "constant", **training}}
-        job, metrics, _ = self.run(body)
-        return job, metrics
-
-    def files(self, name):
-        packed = self.ask(f"/v1/adapters/{name}/download")
-        inside = zipfile.ZipFile(io.BytesIO(packed))
-        return json.loads(inside.read("adapter_config.json")), model.load(inside.read("adapter_model.safetensors"))
-
-    def methods(self):
-        return {card["id"] for card in self.json("/v1/methods")["data"]}
-
-
-def prepared(args, folder, seed):
-    """A model that knows the words: its directory."""
-    raw, known = folder / f"raw{seed}", folder / f"base{seed}"
-    model.write(raw, seed)
-    server = Server(args.binary, folder / f"first{seed}", {"raw": raw})
-    ends = ["embed_tokens", "lm_head", "model.norm"]
-    adapter = {"type": "lora", "r": 64, "alpha": 64, "modules_to_save": ends}
-    training = {"learning_rate": 2e-3, "max_steps": args.steps(600), "batch_size": 16}
-    job, metrics = server.train("raw", adapter, tasks.language(4000, seed), tasks.language(50, 800), training, seed)
-    packed = server.ask(f"/v1/adapters/{job['fine_tuned_model']}/merge", {})
+def prepared(args, folder):
+    """A model that knows the words: its directory, and its loss on new texts and the processor's seconds."""
+    raw, known, about = folder / "raw", folder / "base", folder / "base.json"
+    if about.exists():
+        return known, json.loads(about.read_text())
+    shutil.rmtree(folder, ignore_errors=True)
+    model.write(raw, 1)
+    server = Lab(args.binary, folder / "first", {"raw": raw})
+    rows, held_out, steps = tasks.language(FIRST["rows"], 1), tasks.language(200, 800), args.steps(FIRST["steps"])
+    name, loss = server.train("raw", FIRST["adapter"], rows, held_out, steps, FIRST["training"], 1)
+    packed = server.ask(f"/v1/adapters/{name}/merge", {})
     zipfile.ZipFile(io.BytesIO(packed)).extractall(known)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(raw / name, known)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(raw / file, known)
+    found = {"loss": loss, "seconds": server.seconds()}
     server.stop()
-    print(f"seed {seed}: {metrics[0]['train_loss']:.3f} to {metrics[-1]['train_loss']:.3f}", file=sys.stderr)
-    return known
+    shutil.rmtree(folder / "first")
+    about.write_text(json.dumps(found))
+    return known, found
 
 
 class Bench:
-    def __init__(self, args, server, base, seed):
-        self.args, self.server, self.base, self.seed = args, server, base, seed
+    def __init__(self, args, server, base):
+        self.args, self.server, self.base = args, server, base
 
-    def run(self, effect, variant, base="base"):
-        rate = effect.training["learning_rate"]
-        training = {"max_steps": self.args.steps(150), **effect.training}
-        training["learning_rate"] = rate[variant] if isinstance(rate, dict) else rate
-        rows = effect.rows(self.seed)
-        return self.server.train(base, effect.variants[variant], rows, effect.held_out(), training, self.seed)
+    def effect(self, effect):
+        """What was measured, by variant: a value for each seed, the learning rate, and the numbers in the adapter's file."""
+        rates = self.rates(effect)
+        found = {variant: {"values": [], "rate": rates.get(variant)} for variant in effect.variants}
+        for seed in range(1, self.args.seeds + 1):
+            for variant, about in found.items():
+                value, name = getattr(self, effect.measure)(effect, variant, about["rate"], seed)
+                about["values"].append(value)
+                if name and effect.variants[variant]["type"] != "full":
+                    about["size"] = sum(len(values) for _, values in self.server.files(name)[1].values())
+                log(f"{variant}, seed {seed}: {value:.4f}")
+        return found
 
-    def loss(self, effect, variant):
-        return self.run(effect, variant)[1][-1]["full_valid_loss"]
+    def rates(self, effect):
+        """Each variant's best rate on the validation part, which no result is of."""
+        trained = {variant: adapter for variant, adapter in effect.variants.items() if adapter}
+        if effect.steps == 1:
+            return {variant: 1e-9 for variant in trained}  # Only the adapter's beginning is looked at.
+        losses = {variant: [] for variant in trained}
+        for variant, adapter in trained.items():
+            for rate in RATES[adapter["type"]]:
+                try:
+                    losses[variant].append(self.run(effect, variant, rate, 0, 800)[1])
+                except Failed as failure:
+                    log(str(failure))
+                    losses[variant].append(float("inf"))
+            log(f"{variant}, rates {RATES[adapter['type']]}: {[round(loss, 4) for loss in losses[variant]]}")
+        if effect.shared_rate:
+            together = [sum(column) for column in zip(*losses.values())]
+            losses = {variant: together for variant in losses}
+        return {variant: RATES[trained[variant]["type"]][column.index(min(column))] for variant, column in losses.items()}
 
-    def ranks(self, effect, variant):
-        job, metrics = self.run(effect, variant)
+    def rows(self, effect, seed, part=900):
+        task = getattr(tasks, effect.task)
+        rows = task(effect.samples, seed)
+        return rows, tasks.apart(task, 100, part + seed, rows)
+
+    def run(self, effect, variant, rate, seed, part=900, base="base"):
+        rows, held_out = self.rows(effect, seed, part)
+        steps = self.args.steps(effect.steps)
+        return self.server.train(base, effect.variants[variant], rows, held_out, steps, {"learning_rate": rate}, seed)
+
+    def loss(self, *what):
+        name, loss = self.run(*what)
+        return loss, name
+
+    def ranks(self, effect, variant, rate, seed):
+        name, loss = self.run(effect, variant, rate, seed)
         if effect.variants[variant]["type"] == "adalora":
-            config, _ = self.server.files(job["fine_tuned_model"])
-            ranks = [sum(kept) for kept in (config.get("rank_pattern") or {}).values()]
-            print(f"ranks of seed {self.seed}: {ranks}", file=sys.stderr)
-        return metrics[-1]["full_valid_loss"]
+            config, _ = self.server.files(name)
+            log(f"ranks: {[sum(kept) for kept in (config.get('rank_pattern') or {}).values()]}")
+        return loss, name
 
-    def rounded(self, effect, variant):
-        return self.run(effect, variant, {"f32": "base"}.get(variant, variant))[1][-1]["full_valid_loss"]
+    def rounded(self, effect, variant, rate, seed):
+        return self.run(effect, variant, rate, seed, base={"f32": "base"}.get(variant, variant))[1], None
 
-    def accuracy(self, effect, variant):
-        shots = ""
-        name = "base"
+    def accuracy(self, effect, variant, rate, seed):
+        rows, held_out = self.rows(effect, seed)
         if effect.variants[variant] is None:
-            shots = "".join(f"{row['prompt']}{row['completion']}\n" for row in effect.rows(self.seed)[:8])
+            name, shots = None, "".join(f"{row['prompt']}{row['completion']} ;" for row in rows[:8])
         else:
-            name = self.run(effect, variant)[0]["fine_tuned_model"]
-        rows = effect.held_out()
+            name, shots = self.run(effect, variant, rate, seed)[0], ""
         hits = 0
-        for row in rows:
-            body = {"model": name, "prompt": shots + row["prompt"], "max_tokens": 6, "temperature": 0}
-            text = self.server.json("/v1/completions", body)["choices"][0]["text"]
-            hits += text.startswith(row["completion"])
-        return hits / len(rows)
+        for row in held_out:
+            body = {"model": name or "base", "prompt": shots + row["prompt"], "max_tokens": 1, "temperature": 0}
+            hits += self.server.json("/v1/completions", body)["choices"][0]["text"].strip() == row["completion"].strip()
+        return hits / len(held_out), name
 
-    def residual(self, effect, variant):
-        """`‖W - Ŵ‖ / ‖W‖` over some linears of the first layer."""
+    def residual(self, effect, variant, rate, seed):
+        """`‖W - Ŵ‖ / ‖W‖` over some linears of the seed's layer, where `Ŵ` is the rest in NF4 and what the adapter adds."""
         weights = model.load((self.base / "model.safetensors").read_bytes())
         factors = {}
         if effect.variants[variant] is not None:
-            config, factors = self.server.files(self.run(effect, variant)[0]["fine_tuned_model"])
+            config, factors = self.server.files(self.run(effect, variant, rate, seed)[0])
         apart = whole = 0.0
         for name in LINEARS:
-            (rows, width), w = weights[f"model.layers.0.{name}.weight"]
+            (rows, width), w = weights[f"model.layers.{seed}.{name}.weight"]
             rest = w
             if factors:
                 # Its file is the LORA of twice the rank: first the trained factors, then the ones it began with.
-                prefix = f"base_model.model.model.layers.0.{name}"
+                prefix = f"base_model.model.model.layers.{seed}.{name}"
                 (double, _), a = factors[f"{prefix}.lora_A.weight"]
                 _, b = factors[f"{prefix}.lora_B.weight"]
                 r, scale = double // 2, config["lora_alpha"] / config["r"]
@@ -131,90 +157,74 @@ class Bench:
                             rest[i * width + j] -= weight * a[k * width + j]
             apart += sum((x - y) ** 2 for x, y in zip(rest, model.rounded(rest, model.NF4)))
             whole += sum(x * x for x in w)
-        return (apart / whole) ** 0.5
+        return (apart / whole) ** 0.5, None
 
 
 def main():
     args = arguments()
     names = args.only or list(EFFECTS)
-    found = {name: {variant: [] for variant in EFFECTS[name].variants} for name in names}
-    skipped, begun = {}, time.time()
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        for seed in range(1, args.seeds + 1):
-            base = prepared(args, folder, seed)
-            bases = {"base": base}
-            if "nf4" in names:
-                bases |= {kind: codes(base, folder / f"{kind}{seed}", kind) for kind in ("nf4", "fp4")}
-            server = Server(args.binary, folder / f"data{seed}", bases)
-            bench = Bench(args, server, base, seed)
-            for name in names:
-                effect = EFFECTS[name]
-                types = {adapter["type"] for adapter in effect.variants.values() if adapter}
-                if lacking := types - server.methods():
-                    skipped[name] = f"not run: this server has no method {', '.join(lacking)}"
-                    continue
-                for variant in effect.variants:
-                    found[name][variant].append(getattr(bench, effect.measure)(effect, variant))
-                    print(f"{name}, {variant}, seed {seed}: {found[name][variant][-1]:.4f}", file=sys.stderr)
-            server.stop()
-    table = report(args, found, skipped, time.time() - begun)
+    folder = WORK / hashed(Path(model.__file__).read_text(), FIRST, args.steps(FIRST["steps"]), tasks.language(FIRST["rows"], 1))
+    path = folder / "results.json"
+    base, about = prepared(args, folder)
+    results = json.loads(path.read_text()) if path.exists() else {**about, "effects": {}}
+    log(f"the base's loss on new texts is {about['loss']:.3f}")
+    bases = {"base": base}
+    if "nf4" in names:
+        bases |= {kind: codes(base, folder / kind, kind) for kind in ("nf4", "fp4")}
+    with tempfile.TemporaryDirectory() as data:
+        server = Lab(args.binary, Path(data), bases)
+        bench = Bench(args, server, base)
+        for name in names:
+            effect, mark = EFFECTS[name], marked(args, name)
+            if results["effects"].get(name, {}).get("mark") == mark:
+                continue
+            types = {adapter["type"] for adapter in effect.variants.values() if adapter}
+            if lacking := types - server.methods():
+                results["effects"][name] = {"lacking": sorted(lacking)}
+                continue
+            log(f"{name}: {effect.claim}")
+            begun = server.seconds()
+            found = bench.effect(effect)
+            results["effects"][name] = {"mark": mark, "seconds": server.seconds() - begun, "variants": found}
+            path.write_text(json.dumps(results, indent=1))
+        server.stop()
+    table = report.table(args, {**results, "effects": {name: results["effects"][name] for name in names}})
     print(table)
     if not args.small and not args.only:
         (ROOT / "docs/methods.md").write_text(table)
-        (ROOT / "docs/methods.svg").write_text(picture(found, skipped))
+        (ROOT / "docs/methods.svg").write_text(report.picture(results["effects"]))
+
+
+def log(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def hashed(*parts):
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+def marked(args, name):
+    """Other numbers are to be expected where this has changed."""
+    effect = EFFECTS[name]
+    rates = [RATES[adapter["type"]] for adapter in effect.variants.values() if adapter]
+    rows = getattr(tasks, effect.task)(effect.samples, 0)
+    return hashed(rows, effect.variants, args.steps(effect.steps), effect.shared_rate, effect.measure, rates, args.seeds)
 
 
 def codes(base, folder, kind):
     """The model with its linears rounded to a 4-bit code."""
-    shutil.copytree(base, folder)
+    if folder.exists():
+        return folder
+    part = folder.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(base, part)
     tensors = model.load((base / "model.safetensors").read_bytes())
     for name, (shape, values) in tensors.items():
         if ".layers." in name and len(shape) == 2:
             tensors[name] = (shape, model.rounded(values, model.NF4 if kind == "nf4" else model.FP4))
-    model.save(folder / "model.safetensors", tensors)
+    model.save(part / "model.safetensors", tensors)
+    part.rename(folder)
     return folder
-
-
-def report(args, found, skipped, seconds):
-    lines = ["# Published effects, in small", "",
-             f"Made by `python3 benches/methods/run.py{' --small' if args.small else ''}`: Llamas of 5 million weights made "
-             f"from {args.seeds} seeds, {seconds / 60:.0f} minutes. Values are means over seeds, with the least and the "
-             "largest; orderings are what counts, the sizes say nothing about large models.", "",
-             "| effect | variant | measure | mean | range | shown |", "| --- | --- | --- | --- | --- | --- |"]
-    for name, variants in found.items():
-        effect = EFFECTS[name]
-        shown = skipped.get(name) or ("yes" if effect.judge(variants) else "no")
-        title = f"{name}: {effect.claim} ({effect.source})"
-        for i, (variant, values) in enumerate(variants.items()):
-            cells = [title if i == 0 else "", variant, effect.unit]
-            cells += [f"{statistics.mean(values):.4f}", f"{min(values):.4f} to {max(values):.4f}"] if values else ["", ""]
-            lines.append(f"| {' | '.join([*cells, shown if i == 0 else ''])} |")
-    if not args.small:
-        lines += ["", "![Means and ranges by effect](methods.svg)"]
-    return "\n".join(lines) + "\n"
-
-
-def picture(found, skipped):
-    """A bar for each variant, with the range over seeds."""
-    parts, y, left, width = [], 10, 250, 380
-    for name, variants in found.items():
-        if name in skipped:
-            continue
-        shown = "shown" if EFFECTS[name].judge(variants) else "not shown"
-        parts.append(f'<text x="10" y="{y + 12}" font-weight="bold">{name} ({EFFECTS[name].unit}): {shown}</text>')
-        most = max(max(values) for values in variants.values()) or 1.0
-        y += 20
-        for variant, values in variants.items():
-            low, mid, high = (width * value / most for value in (min(values), statistics.mean(values), max(values)))
-            parts.append(f'<text x="{left - 8}" y="{y + 11}" text-anchor="end">{html.escape(variant)}</text>'
-                         f'<rect x="{left}" y="{y}" width="{mid:.1f}" height="12" fill="#4a7fb5"/>'
-                         f'<path d="M{left + low:.1f} {y + 6}H{left + high:.1f}" stroke="#222"/>'
-                         f'<text x="{left + high + 6:.1f}" y="{y + 11}">{statistics.mean(values):.3f}</text>')
-            y += 16
-        y += 8
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 70}" height="{y}" '
-            f'font-family="sans-serif" font-size="12">{"".join(parts)}</svg>\n')
 
 
 def arguments():
@@ -222,7 +232,7 @@ def arguments():
     parser.add_argument("--only", nargs="+", choices=EFFECTS, help="these effects")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--small", action="store_true", help="four steps each, and nothing is written")
-    parser.add_argument("--binary", help="attune; else it is built")
+    parser.add_argument("--binary", help="an attune that is built already")
     args = parser.parse_args()
     args.steps = lambda steps: min(steps, 4) if args.small else steps
     if not args.binary:

@@ -1,21 +1,22 @@
 """The same optimiser step in torch and PEFT: `train_step.rs` says what a step is, and both print the same line.
 
-python peft_step.py MODEL.gguf --dtype f32 --batch 4 --length 128 --steps 5 --rank 8 --targets all-linear --threads 2
+python peft_step.py MODEL.gguf --dtype f32 --batch 4 --length 128 --steps 5 --threads 2 \\
+    --config '{"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "target_modules": "all-linear"}'
 """
 
 import argparse
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_config, get_peft_model
 from transformers import AutoModelForCausalLM
 
-TARGETS = {"all-linear": "all-linear", "qv": ["q_proj", "v_proj"]}
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -30,12 +31,14 @@ def main():
     reset_peak()
 
     times, losses = [], []
-    for _ in range(args.steps + 1):
+    for step in range(args.steps + 1):
         begun = time.perf_counter()
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
+        if args.config["peft_type"] == "ADALORA":
+            model.base_model.update_and_allocate(step)
         optimiser.zero_grad(set_to_none=True)
         times.append((time.perf_counter() - begun) * 1000)
         losses.append(loss.item())
@@ -59,8 +62,9 @@ def arguments():
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--targets", choices=TARGETS, default="all-linear")
+    parser.add_argument("--config", type=json.loads, required=True, help="PEFT's, in JSON")
+    parser.add_argument("--expert", type=json.loads, help="PEFT's, of what X-LoRA's adapters are")
+    parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 
@@ -70,9 +74,19 @@ def load(args):
     path = args.model.resolve()
     model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=DTYPES[args.dtype])
     model.config.use_cache = False
-    config = LoraConfig(r=args.rank, lora_alpha=16, lora_dropout=0.0, target_modules=TARGETS[args.targets],
-                        task_type="CAUSAL_LM")
-    return get_peft_model(model, config).train()
+    if args.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if args.config["peft_type"] != "XLORA":
+        return get_peft_model(model, get_peft_config(args.config)).train()
+    with tempfile.TemporaryDirectory() as folder:
+        experts = {}
+        for name in args.config["adapters"]:
+            expert = get_peft_model(model, get_peft_config(args.expert))
+            expert.save_pretrained(f"{folder}/{name}")
+            model = expert.unload()
+            experts[name] = f"{folder}/{name}"
+        config = {**args.config, "adapters": experts, "hidden_size": model.config.hidden_size}
+        return get_peft_model(model, get_peft_config(config)).train()
 
 
 def rows(batch, length, vocabulary):
