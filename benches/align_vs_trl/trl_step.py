@@ -52,6 +52,8 @@ def main():
 def run(args, settings, folder):
     path = args.model.resolve()
     model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=DTYPES[args.dtype])
+    # The file's weights are plain tensors by now, but the trainer refuses a model that says it is quantised.
+    model.is_quantized, model.hf_quantizer = False, None
     tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     adapter = LoraConfig(r=settings["rank"], lora_alpha=16, lora_dropout=0.0, target_modules="all-linear",
                          task_type="CAUSAL_LM")

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use attune::{
-    data::{Judged, Row},
+    data::{Judged, Pair, Row},
     methods::AdapterFiles,
 };
 use serde_json::{Value, json};
@@ -37,7 +37,7 @@ pub const EFFECTS: &[Effect] = &[
     },
     Effect { name: "grpo", claim: "grpo goes from below 20 % to above 60 % in 100 updates", show: grpo },
     Effect { name: "kto", claim: "kto learns from one thumb up to four down, without pairs", show: kto },
-    Effect { name: "labels", claim: "a fifth of wrong labels costs dpo little, robust dpo no more", show: labels },
+    Effect { name: "labels", claim: "a fifth of wrong labels costs dpo little", show: labels },
     Effect {
         name: "length",
         claim: "where longer answers are preferred, simpo grows them less than dpo",
@@ -62,27 +62,38 @@ fn rows(pairs: &[Asked]) -> Vec<Row> {
 }
 
 fn dpo(lab: &Lab) -> Result<Found> {
-    let (train, held) = (pairs(lab, 240, TRAIN)?, pairs(lab, 120, HELD_OUT)?);
+    let (train, held) = (pairs(lab, 960, TRAIN)?, pairs(lab, 240, HELD_OUT)?);
     let model = lab.train(lab.settings.side("dpo")?, &rows(&train), &NOBODY)?;
     let [seen, accuracy] = [lab.accuracy(&model, &train)?, lab.accuracy(&model, &held)?];
     let figures = json!({"pairs": train.len(), "held_out": held.len(), "accuracy_train": seen, "accuracy": accuracy});
     Ok(Found { seen: accuracy > 0.9, figures })
 }
 
-/// The share of vowels beside the divergence, at several weights of it.
+/// The share of vowels beside the divergence, at several weights of it. The judge of the pairs is as sure as a
+/// Bradley–Terry model of `SURE` times the share, so that both objectives have the same optimum at the same weight: the
+/// base's distribution times `exp(share/weight)`. Both read as many completions: two each of 960 prompts.
 fn curve(lab: &Lab) -> Result<Found> {
-    let (asked, fresh) = (questions(&lab.prompts(240, TRAIN)), lab.prompts(64, HELD_OUT));
-    let pairs = rows(&pairs(lab, 240, TRAIN)?);
-    let rule = Rule(&|_, answer| vowels(answer));
+    const SURE: f64 = 10.0;
+    let (prompts, fresh) = (lab.prompts(960, TRAIN), lab.prompts(64, HELD_OUT));
+    let judged = |asked: Asked| {
+        let [a, b] = [0, 1].map(|side| vowels(&asked.answers[side]));
+        let Row::Pair(pair) = pair(&asked) else { return None };
+        Some(Row::Pair(Pair { probability: 1.0 / (1.0 + (SURE * (b - a)).exp()), ..pair }))
+    };
+    let pairs: Vec<Row> = lab.ask(&lab.fresh()?, &prompts, 2, LONGEST)?.into_iter().filter_map(judged).collect();
+    let (asked, rule) = (questions(&prompts), Rule(&|_, answer| vowels(answer)));
     let [start, _] = lab.weigh(&lab.fresh()?, &fresh, LONGEST, vowels)?;
     let points = |name: &str, rows: &[Row]| -> Result<Vec<[f64; 3]>> {
         let side = lab.settings.side(name)?;
         let point = |weight: &f64| {
-            let model = lab.train(&side.weighing(*weight), rows, &rule)?;
-            let [reward, kl] = lab.weigh(&model, &fresh, LONGEST, vowels)?;
+            let side = match side.objective.as_str() {
+                "dpo" => side.with("beta", SURE * weight),
+                _ => side.with("kl_coef", *weight),
+            };
+            let [reward, kl] = lab.weigh(&lab.train(&side, rows, &rule)?, &fresh, LONGEST, vowels)?;
             Ok([*weight, reward, kl])
         };
-        side.weights.iter().map(point).collect()
+        lab.settings.weights.iter().map(point).collect()
     };
     let both = [points("curve_dpo", &pairs)?, points("curve_ppo", &asked)?];
     // Less weight, more divergence; and whoever went away from the base got something for it.
@@ -131,27 +142,36 @@ fn grpo(lab: &Lab) -> Result<Found> {
     Ok(Found { seen: before < 0.2 && after > 0.6, figures: json!({"before": before, "after": after}) })
 }
 
-/// One answer in five is liked, each by itself.
+/// One answer in five is liked, each by itself: those with the largest shares of vowels.
 fn kto(lab: &Lab) -> Result<Found> {
-    let mut asked = lab.ask(&lab.fresh()?, &lab.prompts(480, TRAIN), 1, LONGEST)?;
-    asked.sort_by(|a, b| vowels(&b.answers[0]).total_cmp(&vowels(&a.answers[0])));
-    let up = asked.len() / 5;
-    let thumb = |(i, asked): (usize, &Asked)| {
-        Row::Judged(Judged { example: text(&asked.prompt, &asked.answers[0]), is_desirable: i < up })
+    let thumbs = |n: u64, stream: u64| -> Result<[Vec<Asked>; 2]> {
+        let mut asked = lab.ask(&lab.fresh()?, &lab.prompts(n, stream), 1, LONGEST)?;
+        asked.sort_by(|a, b| vowels(&b.answers[0]).total_cmp(&vowels(&a.answers[0])));
+        let down = asked.split_off(asked.len() / 5);
+        Ok([asked, down])
     };
-    let rows: Vec<Row> = asked.iter().enumerate().map(thumb).collect();
-    let (fresh, held) = (lab.prompts(64, HELD_OUT), pairs(lab, 120, HELD_OUT)?);
+    let ([up, down], fresh) = (thumbs(1200, TRAIN)?, lab.prompts(64, HELD_OUT));
+    let judged = |asked: &[Asked], is_desirable: bool| -> Vec<Row> {
+        let row = |asked: &Asked| Row::Judged(Judged { example: text(&asked.prompt, &asked.answers[0]), is_desirable });
+        asked.iter().map(row).collect()
+    };
+    let rows = [judged(&up, true), judged(&down, false)].concat();
     let [before, _] = lab.weigh(&lab.fresh()?, &fresh, LONGEST, vowels)?;
     let model = lab.train(lab.settings.side("kto")?, &rows, &NOBODY)?;
-    let ([after, kl], accuracy) = (lab.weigh(&model, &fresh, LONGEST, vowels)?, lab.accuracy(&model, &held)?);
-    let figures = json!({"up": up, "down": rows.len() - up, "before": before, "after": after, "kl": kl,
+    let [after, kl] = lab.weigh(&model, &fresh, LONGEST, vowels)?;
+    // Of any liked and any other answer to prompts that were not trained on.
+    let [liked, other] = thumbs(240, HELD_OUT)?;
+    let [liked, other] = [lab.log_ratios(&model, &liked)?.concat(), lab.log_ratios(&model, &other)?.concat()];
+    let wins = |liked: &f64| mean(&other.iter().map(|other| f64::from(u8::from(liked > other))).collect::<Vec<_>>());
+    let accuracy = mean(&liked.iter().map(wins).collect::<Vec<_>>());
+    let figures = json!({"up": up.len(), "down": down.len(), "before": before, "after": after, "kl": kl,
                          "accuracy": accuracy});
     Ok(Found { seen: after > before && accuracy > 0.85, figures })
 }
 
 /// Every fifth pair the wrong way round, as a careless judge would have it.
 fn labels(lab: &Lab) -> Result<Found> {
-    let (clean, held) = (pairs(lab, 240, TRAIN)?, pairs(lab, 120, HELD_OUT)?);
+    let (clean, held) = (pairs(lab, 960, TRAIN)?, pairs(lab, 240, HELD_OUT)?);
     let fresh = lab.prompts(64, HELD_OUT);
     let turned = |(i, asked): (usize, &Asked)| match i % 5 {
         0 => pair(&Asked { prompt: asked.prompt.clone(), answers: asked.answers.iter().rev().cloned().collect() }),
@@ -166,25 +186,30 @@ fn labels(lab: &Lab) -> Result<Found> {
     let (clean, plain) = (of("labels_clean", &clean)?, of("labels_noisy", &noisy)?);
     let robust = of("labels_robust", &noisy)?;
     let shown = |[accuracy, reward, kl]: [f64; 3]| json!({"accuracy": accuracy, "reward": reward, "kl": kl});
-    let seen = plain[0] > clean[0] - 0.05 && robust[0] > clean[0] - 0.05;
-    Ok(Found { seen, figures: json!({"clean": shown(clean), "noisy": shown(plain), "noisy_robust": shown(robust)}) })
+    Ok(Found {
+        seen: plain[0] > clean[0] - 0.05,
+        figures: json!({"clean": shown(clean), "noisy": shown(plain), "noisy_robust": shown(robust)}),
+    })
 }
 
-/// A judge that counts vowels, and so likes long answers.
+/// A judge that counts vowels, and so likes long answers. Each objective is asked by its own reward what is better.
 fn length(lab: &Lab) -> Result<Found> {
     let count = |answer: &[u32]| answer.iter().filter(|id| is_vowel(**id)).count() as f64;
     let long = 4 * LONGEST;
     let pairs = |n: u64, stream: u64| -> Result<Vec<Asked>> {
         Ok(contrasts(lab.ask(&lab.fresh()?, &lab.prompts(n, stream), 6, long)?, count))
     };
-    let (train, held, fresh) = (pairs(240, TRAIN)?, pairs(120, HELD_OUT)?, lab.prompts(64, HELD_OUT));
-    let weighed = |model: &AdapterFiles| -> Result<Value> {
+    let (train, held, fresh) = (pairs(960, TRAIN)?, pairs(240, HELD_OUT)?, lab.prompts(64, HELD_OUT));
+    let weighed = |model: &AdapterFiles, accuracy: f64| -> Result<[f64; 4]> {
         let [length, kl] = lab.weigh(model, &fresh, long, |answer| answer.len() as f64)?;
-        let [share, _] = lab.weigh(model, &fresh, long, vowels)?;
-        Ok(json!({"length": length, "share": share, "kl": kl, "accuracy": lab.accuracy(model, &held)?}))
+        Ok([length, lab.weigh(model, &fresh, long, vowels)?[0], kl, accuracy])
     };
-    let of = |side: &str| weighed(&lab.train(lab.settings.side(side)?, &rows(&train), &NOBODY)?);
-    let (start, dpo, simpo) = (weighed(&lab.fresh()?)?, of("length_dpo")?, of("length_simpo")?);
-    let seen = simpo["length"].as_f64() < dpo["length"].as_f64();
-    Ok(Found { seen, figures: json!({"base": start, "dpo": dpo, "simpo": simpo}) })
+    let of = |side: &str| lab.train(lab.settings.side(side)?, &rows(&train), &NOBODY);
+    let (base, dpo, simpo) = (lab.fresh()?, of("length_dpo")?, of("length_simpo")?);
+    let base = weighed(&base, lab.accuracy_of_means(&base, &held)?)?;
+    let dpo = weighed(&dpo, lab.accuracy(&dpo, &held)?)?;
+    let simpo = weighed(&simpo, lab.accuracy_of_means(&simpo, &held)?)?;
+    let shown = |[length, share, kl, accuracy]: [f64; 4]| json!({"length": length, "share": share, "kl": kl, "accuracy": accuracy});
+    let seen = simpo[0] < dpo[0] && simpo[3] > 0.8 && dpo[3] > 0.8;
+    Ok(Found { seen, figures: json!({"base": shown(base), "dpo": shown(dpo), "simpo": shown(simpo)}) })
 }

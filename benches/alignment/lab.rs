@@ -220,16 +220,21 @@ impl Lab {
         }
     }
 
-    /// `log π − log π_ref` of each answer.
-    pub fn log_ratios(&self, model: &AdapterFiles, asked: &[Asked]) -> Result<Vec<Vec<f64>>> {
-        let hook = methods::load(model, &self.base)?;
+    /// `log π` of each answer; of the base without a model.
+    fn log_probs(&self, model: Option<&AdapterFiles>, asked: &[Asked]) -> Result<Vec<Vec<f64>>> {
+        let hook = model.map(|model| methods::load(model, &self.base)).transpose()?;
         let of = |asked: &Asked| {
             let texts: Vec<Example> = asked.answers.iter().map(|answer| text(&asked.prompt, answer)).collect();
-            let texts: Vec<&Example> = texts.iter().collect();
-            let (policy, base) = (score_only(&self.base, Some(&hook), &texts)?, score_only(&self.base, None, &texts)?);
-            Ok(policy.iter().zip(base).map(|(policy, base)| policy - base).collect())
+            Ok(score_only(&self.base, hook.as_ref(), &texts.iter().collect::<Vec<_>>())?)
         };
         asked.iter().map(of).collect()
+    }
+
+    /// `log π − log π_ref` of each answer.
+    pub fn log_ratios(&self, model: &AdapterFiles, asked: &[Asked]) -> Result<Vec<Vec<f64>>> {
+        let (policy, base) = (self.log_probs(Some(model), asked)?, self.log_probs(None, asked)?);
+        let apart = |(policy, base): (Vec<f64>, Vec<f64>)| policy.iter().zip(base).map(|(a, b)| a - b).collect();
+        Ok(policy.into_iter().zip(base).map(apart).collect())
     }
 
     /// Mean reward and mean divergence of fresh completions.
@@ -247,9 +252,22 @@ impl Lab {
 
     /// The share of pairs whose better answer became likelier than the other, against the base.
     pub fn accuracy(&self, model: &AdapterFiles, pairs: &[Asked]) -> Result<f64> {
-        let ratios = self.log_ratios(model, pairs)?;
-        Ok(mean(&ratios.iter().map(|two| f64::from(u8::from(two[0] > two[1]))).collect::<Vec<_>>()))
+        Ok(told_apart(&self.log_ratios(model, pairs)?))
     }
+
+    /// The share of pairs whose better answer is the likelier one, by its mean token.
+    pub fn accuracy_of_means(&self, model: &AdapterFiles, pairs: &[Asked]) -> Result<f64> {
+        let mut means = self.log_probs(Some(model), pairs)?;
+        for (means, pair) in means.iter_mut().zip(pairs) {
+            means.iter_mut().zip(&pair.answers).for_each(|(mean, answer)| *mean /= answer.len() as f64);
+        }
+        Ok(told_apart(&means))
+    }
+}
+
+/// How often the first is the larger of two.
+fn told_apart(pairs: &[Vec<f64>]) -> f64 {
+    mean(&pairs.iter().map(|two| f64::from(u8::from(two[0] > two[1]))).collect::<Vec<_>>())
 }
 
 /// A prompt and its answer, which alone is trained on.

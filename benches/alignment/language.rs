@@ -1,6 +1,6 @@
 //! A language of letters, from a seed. A prompt is five letters. An answer is three letters or more, each with a mood of
-//! its own: how likely it is that its next letter is a vowel. Half of the consonants follow from the letter before, and
-//! one in a hundred is a q.
+//! its own: how likely it is that its next letter is a vowel. Half of the consonants follow from the letter before; one
+//! letter in thirty is a q.
 
 use crate::tiny::Random;
 
@@ -46,7 +46,7 @@ pub fn answer(random: &mut Random, prompt: &[u32]) -> Vec<u32> {
     while answer.len() < 3 || (answer.len() < LONGEST && random.uniform() < 0.86) {
         let letter = if random.uniform() < mood {
             VOWELS[random.below(5)].into()
-        } else if random.uniform() < 0.015 {
+        } else if random.uniform() < 0.05 {
             RARE
         } else if random.uniform() < 0.5 {
             CONSONANTS[(7 * before + 5 * random.below(3)) % CONSONANTS.len()].into()

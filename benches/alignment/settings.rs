@@ -12,6 +12,8 @@ pub struct Settings {
     pub base: BaseSettings,
     /// Of all sides.
     pub adapter: Value,
+    /// Of the divergence, from the largest: the points of a curve.
+    pub weights: Vec<f64>,
     pub sides: BTreeMap<String, Side>,
 }
 
@@ -33,9 +35,6 @@ pub struct Side {
     #[serde(default)]
     pub knobs: BTreeMap<String, Value>,
     pub training: BTreeMap<String, Value>,
-    /// One run at each weight of the divergence, from the largest.
-    #[serde(default)]
-    pub weights: Vec<f64>,
 }
 
 impl Settings {
@@ -55,11 +54,10 @@ impl Settings {
 }
 
 impl Side {
-    /// With this weight of the divergence.
-    pub fn weighing(&self, weight: f64) -> Side {
-        let knob = if self.objective == "ppo" { "kl_coef" } else { "beta" };
+    /// With another knob.
+    pub fn with(&self, knob: &str, value: f64) -> Side {
         let mut side = self.clone();
-        side.knobs.insert(knob.into(), weight.into());
+        side.knobs.insert(knob.to_owned(), value.into());
         side
     }
 }

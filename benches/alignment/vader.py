@@ -1,6 +1,6 @@
 """A real model learns to sound happy: PPO on SmolLM2-135M, judged by VADER (Hutto and Gilbert 2014) over HTTP.
 
-python3 benches/alignment/vader.py                     # about ten minutes on two cores
+python3 benches/alignment/vader.py                     # a few minutes on two cores
 python3 benches/alignment/vader.py --steps 3           # whether it runs
 
 VADER stands behind an address of its own as an `endpoint` grader: the server sends it each completion and is told its
@@ -131,14 +131,14 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a GGUF file")
     parser.add_argument("--binary", help="attune; else it is built")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--prompts", type=int, default=16, help="completions of an update")
-    parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--prompts", type=int, default=8, help="completions of an update")
+    parser.add_argument("--new-tokens", type=int, default=12)
     parser.add_argument("--ppo-epochs", type=int, default=2)
-    parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--kl-coef", type=float, default=0.05, help="the first one")
     parser.add_argument("--kl-target", type=float, default=6.0)
-    parser.add_argument("--kl-horizon", type=int, default=100)
+    parser.add_argument("--kl-horizon", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
