@@ -1,8 +1,8 @@
 """The published effects, each in small: a claim, what is trained, and a judge over the results.
 
-Each variant has its own learning rate, the best of the same number of rates (`RATES`) by the loss on a validation part;
-with `shared_rate`, one rate is best for all variants together, where the claim is about one rate. Results are of a held-out
-part, by variant and seed. Where the measure is not a held-out loss, `measure` names a function of run.py.
+Each variant has its own learning rate, the best of the same number of rates (`RATES`) by the loss on a validation part.
+Results are of a held-out part, by variant and seed. Where the measure is not a held-out loss, `measure` names a function
+of run.py.
 """
 
 from dataclasses import dataclass, field
@@ -24,9 +24,8 @@ class Effect:
     samples: int
     variants: dict
     judge: Callable
-    guess: str
+    remark: str
     steps: int = 100
-    shared_rate: bool = False
     measure: str = "loss"
     unit: str = "held-out loss"
 
@@ -51,12 +50,12 @@ EFFECTS = {
         "with few samples, LoRA is no worse than training all weights", "LoRA, arXiv 2106.09685", "attributes", 100,
         {"lora r 8": lora(), "full": {"type": "full"}}, lambda found: below(found, "lora r 8", "full", 1.03), ""),
     "rslora": Effect(
-        "at one learning rate, a higher rank helps rsLoRA more than LoRA", "rsLoRA, arXiv 2312.03732", "mixture", 400,
+        "a higher rank helps rsLoRA more than LoRA", "rsLoRA, arXiv 2312.03732", "mixture", 400,
         {"lora r 4": lora(4), "lora r 64": lora(64), "rslora r 4": lora(4, use_rslora=True),
          "rslora r 64": lora(64, use_rslora=True)},
         lambda found: below(found, "rslora r 64", "rslora r 4")
         and mean(found["rslora r 4"]) - mean(found["rslora r 64"]) > mean(found["lora r 4"]) - mean(found["lora r 64"]),
-        "", shared_rate=True),
+        ""),
     "depth": Effect(
         "prompts in every layer beat prompts at the input", "P-tuning v2, arXiv 2110.07602", "attributes", 100,
         {"prompt_tuning": {"type": "prompt_tuning", "num_virtual_tokens": 20},

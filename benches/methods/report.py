@@ -14,40 +14,47 @@ def values(about):
     return {variant: one["values"] for variant, one in about["variants"].items()}
 
 
-def table(args, results):
-    effects = results["effects"]
-    seconds = results["seconds"] + sum(about.get("seconds", 0) for about in effects.values())
+def table(args, about, effects):
+    seconds = about["seconds"] + sum(one["seconds"] for one in effects.values())
     lines = ["# Published effects, in small", "",
              f"Made by `python3 benches/methods/run.py{' --small' if args.small else ''}` on {time.strftime('%Y-%m-%d')} with "
-             f"{version(args.binary)} in {seconds / 60:.0f} minutes of processor time: {machine()}.", "",
-             f"A Llama of 5 million weights made from a seed learns words first (loss {results['loss']:.3f} on new texts); on it "
+             f"{version(args.binary)} in {seconds / 60:.0f} minutes of processor time: {machine()}. A row "
+             "that was not run is of a method that this version has not, or was left for later.", "",
+             f"A Llama of 5 million weights made from a seed learns words first (loss {about['loss']:.3f} on new texts); on it "
              f"the methods learn small tasks, each for as many steps as the others of its effect, with the best of three learning "
              f"rates by a validation part. Values are of a held-out part: means over {args.seeds} seeds, with the least and the "
              "largest. Orderings are what counts; the sizes say nothing about large models. `numbers` are those in the "
-             "adapter's file.", "",
+             "adapter's file; a star stands at rates that were the least or the largest of those tried.", "",
              "| effect | variant | rate | numbers | measure | mean | range | shown |",
              "| --- | --- | --- | --- | --- | --- | --- | --- |"]
-    hidden = []
-    for name, about in effects.items():
-        effect = EFFECTS[name]
-        title = f"{name}: {effect.claim} ({effect.source})"
-        if "lacking" in about:
-            lines.append(f"| {title} | | | | | | | not run: this server has no method {', '.join(about['lacking'])} |")
+    remarks = []
+    for name, effect in EFFECTS.items():
+        rows = f"{effect.samples} rows of {effect.task}, {effect.steps} steps"
+        title = f"{name}: {effect.claim} ({effect.source}); {rows if effect.steps > 1 else effect.task}"
+        if name not in effects:
+            lines.append(f"| {title} | {', '.join(effect.variants)} | | | | | | not run |")
             continue
+        about = effects[name]
         is_shown = effect.judge(values(about))
-        if not is_shown:
-            hidden.append(f"- {name}: {effect.guess or 'no guess yet'}")
+        if effect.remark or not is_shown:
+            remarks.append(f"- {name}: {effect.remark or 'not shown; why is not known'}")
         for i, (variant, one) in enumerate(about["variants"].items()):
-            found, rate = one["values"], one["rate"]
-            trained = rate and effect.steps > 1
-            lines.append(f"| {title if i == 0 else ''} | {variant} | {f'{rate:g}' if trained else ''} | {one.get('size', '')} "
+            found = one["values"]
+            lines.append(f"| {title if i == 0 else ''} | {variant} | {chosen(one['tried'])} | {one.get('size', '')} "
                          f"| {effect.unit} | {statistics.mean(found):.4f} | {min(found):.4f} to {max(found):.4f} "
                          f"| {('yes' if is_shown else 'no') if i == 0 else ''} |")
-    if hidden:
-        lines += ["", "What did not show, and a guess why:", "", *hidden]
+    if remarks:
+        lines += ["", "Remarks, and guesses where an effect did not show:", "", *remarks]
     if not args.small:
         lines += ["", "![Means and ranges by effect](methods.svg)"]
     return "\n".join(lines) + "\n"
+
+
+def chosen(tried):
+    """The best rate, with a star if a better one may lie beyond those that were tried."""
+    rates = sorted(float(rate) for rate in tried)
+    best = float(min(tried, key=tried.get, default=0))
+    return f"{best:g}{'*' if best in (rates[0], rates[-1]) else ''}" if tried else ""
 
 
 def version(binary):
@@ -63,10 +70,8 @@ def machine():
 def picture(effects):
     """A bar for each variant, with the range over seeds."""
     parts, y, left, width = [], 10, 250, 380
-    for name, about in effects.items():
-        if "lacking" in about:
-            continue
-        found = values(about)
+    for name in filter(effects.get, EFFECTS):
+        found = values(effects[name])
         shown = "shown" if EFFECTS[name].judge(found) else "not shown"
         parts.append(f'<text x="10" y="{y + 12}" font-weight="bold">{name} ({EFFECTS[name].unit}): {shown}</text>')
         most = max(max(results) for results in found.values()) or 1.0

@@ -6,7 +6,7 @@ python3 benches/methods/run.py --small --seeds 1    # a few steps each: only whe
 
 A Llama of 5 million weights, made from a seed, first learns the words of the tasks; then each method learns a task on it
 through the server, as a user's job would, with the best of three learning rates and for each of three seeds of data and
-adapter. Effects that are finished stay in target/methods, so that a run that was stopped goes on. Writes
+adapter. What is measured stays in target/methods, so that a run that was stopped goes on. Writes
 docs/methods.md and docs/methods.svg. Python's own library is all that it needs.
 """
 
@@ -65,37 +65,34 @@ class Bench:
     def __init__(self, args, server, base):
         self.args, self.server, self.base = args, server, base
 
-    def effect(self, effect):
-        """What was measured, by variant: a value for each seed, the learning rate, and the numbers in the adapter's file."""
-        rates = self.rates(effect)
-        found = {variant: {"values": [], "rate": rates.get(variant)} for variant in effect.variants}
+    def effect(self, effect, found, save):
+        """Fills in what was not measured yet, by variant: the validation loss of each learning rate, which no result is of,
+        a value for each seed at the best of them, and the numbers in the adapter's file."""
+        for variant, adapter in effect.variants.items():
+            tried = found.setdefault(variant, {"tried": {}, "values": []})["tried"]
+            # With one step, only the adapter's beginning is looked at.
+            for rate in RATES[adapter["type"]] if adapter and effect.steps > 1 else []:
+                if str(rate) not in tried:
+                    tried[str(rate)] = self.validated(effect, variant, rate)
+                    save()
+            log(f"{variant}, losses by rate: {tried}")
         for seed in range(1, self.args.seeds + 1):
             for variant, about in found.items():
-                value, name = getattr(self, effect.measure)(effect, variant, about["rate"], seed)
-                about["values"].append(value)
-                if name and effect.variants[variant]["type"] != "full":
-                    about["size"] = sum(len(values) for _, values in self.server.files(name)[1].values())
-                log(f"{variant}, seed {seed}: {value:.4f}")
-        return found
+                if len(about["values"]) < seed:
+                    rate = float(min(about["tried"], key=about["tried"].get, default=1e-9))
+                    value, name = getattr(self, effect.measure)(effect, variant, rate, seed)
+                    if name and effect.variants[variant]["type"] != "full":
+                        about["size"] = sum(len(values) for _, values in self.server.files(name)[1].values())
+                    about["values"].append(value)
+                    save()
+                    log(f"{variant}, seed {seed}: {value:.4f}")
 
-    def rates(self, effect):
-        """Each variant's best rate on the validation part, which no result is of."""
-        trained = {variant: adapter for variant, adapter in effect.variants.items() if adapter}
-        if effect.steps == 1:
-            return {variant: 1e-9 for variant in trained}  # Only the adapter's beginning is looked at.
-        losses = {variant: [] for variant in trained}
-        for variant, adapter in trained.items():
-            for rate in RATES[adapter["type"]]:
-                try:
-                    losses[variant].append(self.run(effect, variant, rate, 0, 800)[1])
-                except Failed as failure:
-                    log(str(failure))
-                    losses[variant].append(float("inf"))
-            log(f"{variant}, rates {RATES[adapter['type']]}: {[round(loss, 4) for loss in losses[variant]]}")
-        if effect.shared_rate:
-            together = [sum(column) for column in zip(*losses.values())]
-            losses = {variant: together for variant in losses}
-        return {variant: RATES[trained[variant]["type"]][column.index(min(column))] for variant, column in losses.items()}
+    def validated(self, effect, variant, rate):
+        try:
+            return self.run(effect, variant, rate, 0, 800)[1]
+        except Failed as failure:
+            log(str(failure))
+            return float("inf")
 
     def rows(self, effect, seed, part=900):
         task = getattr(tasks, effect.task)
@@ -164,10 +161,9 @@ def main():
     args = arguments()
     names = args.only or list(EFFECTS)
     folder = WORK / hashed(Path(model.__file__).read_text(), FIRST, args.steps(FIRST["steps"]), tasks.language(FIRST["rows"], 1))
-    path = folder / "results.json"
     base, about = prepared(args, folder)
-    results = json.loads(path.read_text()) if path.exists() else {**about, "effects": {}}
     log(f"the base's loss on new texts is {about['loss']:.3f}")
+    results = Results(args, folder / "results.json", about)
     bases = {"base": base}
     if "nf4" in names:
         bases |= {kind: codes(base, folder / kind, kind) for kind in ("nf4", "fp4")}
@@ -175,24 +171,44 @@ def main():
         server = Lab(args.binary, Path(data), bases)
         bench = Bench(args, server, base)
         for name in names:
-            effect, mark = EFFECTS[name], marked(args, name)
-            if results["effects"].get(name, {}).get("mark") == mark:
+            types = {adapter["type"] for adapter in EFFECTS[name].variants.values() if adapter}
+            if types - server.methods():
                 continue
-            types = {adapter["type"] for adapter in effect.variants.values() if adapter}
-            if lacking := types - server.methods():
-                results["effects"][name] = {"lacking": sorted(lacking)}
-                continue
-            log(f"{name}: {effect.claim}")
-            begun = server.seconds()
-            found = bench.effect(effect)
-            results["effects"][name] = {"mark": mark, "seconds": server.seconds() - begun, "variants": found}
-            path.write_text(json.dumps(results, indent=1))
+            log(f"{name}: {EFFECTS[name].claim}")
+            bench.effect(EFFECTS[name], results.of(name), lambda: results.save(server.seconds()))
+            results.write()
         server.stop()
-    table = report.table(args, {**results, "effects": {name: results["effects"][name] for name in names}})
-    print(table)
-    if not args.small and not args.only:
-        (ROOT / "docs/methods.md").write_text(table)
-        (ROOT / "docs/methods.svg").write_text(report.picture(results["effects"]))
+    print(results.write())
+
+
+class Results:
+    """What is measured, in a file, and what is finished, in docs/, so that a run may stop at any time."""
+
+    def __init__(self, args, path, about):
+        self.args, self.path, self.about = args, path, about
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        self.effects = {name: one for name, one in kept.items() if one["mark"] == marked(args, name)}
+        self.current, self.seconds = None, 0.0
+
+    def of(self, name):
+        """What there is of an effect by variant, to be added to."""
+        self.current = self.effects.setdefault(name, {"mark": marked(self.args, name), "seconds": 0.0, "variants": {}})
+        return self.current["variants"]
+
+    def save(self, seconds):
+        self.current["seconds"] += seconds - self.seconds
+        self.seconds = seconds
+        self.path.write_text(json.dumps(self.effects, indent=1))
+
+    def write(self):
+        is_whole = lambda name, one: EFFECTS[name].variants.keys() == one["variants"].keys() and all(  # noqa: E731
+            len(about["values"]) == self.args.seeds for about in one["variants"].values())
+        finished = {name: one for name, one in self.effects.items() if is_whole(name, one)}
+        table = report.table(self.args, self.about, finished)
+        if not self.args.small:
+            (ROOT / "docs/methods.md").write_text(table)
+            (ROOT / "docs/methods.svg").write_text(report.picture(finished))
+        return table
 
 
 def log(text):
@@ -208,7 +224,7 @@ def marked(args, name):
     effect = EFFECTS[name]
     rates = [RATES[adapter["type"]] for adapter in effect.variants.values() if adapter]
     rows = getattr(tasks, effect.task)(effect.samples, 0)
-    return hashed(rows, effect.variants, args.steps(effect.steps), effect.shared_rate, effect.measure, rates, args.seeds)
+    return hashed(rows, effect.variants, args.steps(effect.steps), effect.measure, rates, args.seeds)
 
 
 def codes(base, folder, kind):
