@@ -21,7 +21,7 @@ use attune::{
     trainer::{self, Run},
 };
 use clap::Parser;
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// As the program has it.
 #[global_allocator]
@@ -40,10 +40,10 @@ struct Args {
     steps: u64,
     /// As requests have it.
     #[arg(long, default_value = r#"{"type": "lora", "r": 8, "lora_alpha": 16}"#)]
-    adapter: Value,
+    adapter: String,
     /// What each of the adapters is that X-LoRA's gate is trained over.
     #[arg(long, default_value = r#"{"type": "lora", "r": 8, "lora_alpha": 16}"#)]
-    expert: Value,
+    expert: String,
     /// With `training.gradient_checkpointing`.
     #[arg(long)]
     checkpointing: bool,
@@ -63,7 +63,7 @@ fn main() -> Result<()> {
     let args = Args::parse();
     rayon::ThreadPoolBuilder::new().num_threads(args.threads).build_global()?;
     let base = Base::open("bench", &args.model)?;
-    let mut adapter = MethodSpec::from_json(&args.adapter)?;
+    let mut adapter = MethodSpec::from_json(&serde_json::from_str(&args.adapter)?)?;
     let experts = experts(&args, &base, &mut adapter)?;
     adapter.check(&base.info)?;
     adapter.fit(&base.info, args.steps + 1)?;
@@ -129,7 +129,7 @@ fn main() -> Result<()> {
 /// Fresh adapters in the place of those that X-LoRA's spec names.
 fn experts(args: &Args, base: &Base, adapter: &mut MethodSpec) -> Result<Vec<AdapterFiles>> {
     let MethodSpec::Xlora(spec) = adapter else { return Ok(Vec::new()) };
-    let expert = MethodSpec::from_json(&args.expert)?;
+    let expert = MethodSpec::from_json(&serde_json::from_str(&args.expert)?)?;
     expert.check(&base.info)?;
     let mut found = Vec::new();
     for (name, seed) in spec.adapters.iter().zip(1..) {

@@ -97,7 +97,7 @@ class Bench:
     def rows(self, effect, seed, part=900):
         task = getattr(tasks, effect.task)
         rows = task(effect.samples, seed)
-        return rows, tasks.apart(task, 100, part + seed, rows)
+        return rows, tasks.apart(task, effect.held_out, part + seed, rows)
 
     def run(self, effect, variant, rate, seed, part=900, base="base"):
         rows, held_out = self.rows(effect, seed, part)
@@ -224,7 +224,8 @@ def marked(args, name):
     effect = EFFECTS[name]
     rates = [RATES[adapter["type"]] for adapter in effect.variants.values() if adapter]
     rows = getattr(tasks, effect.task)(effect.samples, 0)
-    return hashed(rows, effect.variants, args.steps(effect.steps), effect.measure, rates, args.seeds)
+    return hashed(rows, effect.variants, args.steps(effect.steps), effect.held_out, effect.measure, rates,
+                  args.seeds)
 
 
 def codes(base, folder, kind):
