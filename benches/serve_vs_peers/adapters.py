@@ -11,7 +11,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Made anew for each adapter, and as what; all else stays as it was trained.
 SMALL = ("lora_A", "lora_B", "lora_E", "prompt_embeddings")
 NEAR_ONE = ("ia3_l",)
-SIGNS = bytes(0xBC if byte & 1 else 0x3C for byte in range(256))
+SIGNS = bytes(0xBD if byte & 1 else 0x3D for byte in range(256))
 # The lower byte of 1.0 to 1.12.
 ONES = bytes(0x80 | byte & 0x0F for byte in range(256))
 
@@ -55,7 +55,7 @@ class Adapter:
 
 
 def numbers(rng, count, is_near_one):
-    """bfloat16 numbers: of either sign and from 2⁻⁷ to 2⁻⁵ in size, or a little above 1."""
+    """bfloat16 numbers: of either sign and from 2⁻⁵ to 2⁻³ in size, or a little above 1."""
     data = bytearray(2 * count)
     lower, upper = rng.randbytes(count), rng.randbytes(count)
     data[0::2] = lower.translate(ONES) if is_near_one else lower

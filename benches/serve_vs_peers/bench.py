@@ -2,6 +2,7 @@
 
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -56,6 +57,14 @@ class Bench:
 
     def folder(self, name):
         return Path(self.work.name) / name
+
+    def dense(self):
+        """The model as a Hugging Face directory."""
+        folder = peers.FOLDER / "dense"
+        if not (folder / "config.json").exists():
+            script = Path(__file__).parent / "dense_copy.py"
+            subprocess.run([self.args.torch, script, self.model, folder], check=True, stderr=subprocess.DEVNULL)
+        return folder
 
     def template(self, method):
         """An adapter of a method, trained for a moment."""

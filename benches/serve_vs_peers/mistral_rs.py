@@ -1,4 +1,7 @@
-"""mistral.rs behind the few fields of /v1/completions that the measurement sends. Requests choose adapters by name."""
+"""mistral.rs behind the few fields of /v1/completions that the measurement sends. Requests choose adapters by name.
+
+It refuses adapters beside a GGUF of the Llama family, so it gets the same weights dense and makes Q4_1 of them again.
+"""
 
 import argparse
 import json
@@ -34,13 +37,13 @@ class Handler(BaseHTTPRequestHandler):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model", type=Path, help="a Hugging Face directory")
     parser.add_argument("--slots", type=int, required=True)
     parser.add_argument("--loras", nargs="*", default=[], help="PEFT directories")
     args = parser.parse_args()
     adapters = [LoraAdapter(f"adapter-{i}", path) for i, path in enumerate(args.loras)]
-    which = Which.GGUF(str(args.model.parent), args.model.name, adapters=adapters, max_adapters=max(16, len(adapters)))
-    Handler.runner = Runner(which, max_seqs=args.slots, prefix_cache_n=0)
+    which = Which.Lora(str(args.model), adapters=adapters, max_adapters=max(16, len(adapters)))
+    Handler.runner = Runner(which, max_seqs=args.slots, prefix_cache_n=0, in_situ_quant="Q4_1")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     print(f"listening on http://127.0.0.1:{server.server_port}", flush=True)
     server.serve_forever()

@@ -58,7 +58,8 @@ def arguments():
     parser.add_argument("--repack", action="store_true", help="llama.cpp with repacked buffers")
     parser.add_argument("--binary", help="attune; else it is built")
     parser.add_argument("--python", help="a Python that has the peers")
-    parser.add_argument("--torch", help="a Python that has torch, transformers, peft and gguf: they are measured too")
+    parser.add_argument("--torch", help="a Python that has torch, transformers, peft and gguf: for C3 (a dense copy "
+                                        "of the model), and to measure them as well")
     parser.add_argument("--model", help="a GGUF file of the Llama family")
     args = parser.parse_args()
     args.binary = args.binary or peers.build()

@@ -1,5 +1,6 @@
 """The servers that are measured, each a process of its own: ours, and peers behind the same three methods."""
 
+import atexit
 import json
 import os
 import subprocess
@@ -24,6 +25,7 @@ class Server:
         limits = {key: str(threads) for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")}
         self.process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True,
                                         stderr=subprocess.DEVNULL, env={**os.environ, **limits, **variables})
+        atexit.register(self.process.kill)
         for line in self.process.stdout:
             if "listening on " in line:
                 self.url = line.split("listening on ")[1].split()[0]
@@ -39,10 +41,10 @@ class Server:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / TICKS
 
-    def resident(self):
+    def resident(self, kind="VmRSS"):
         """Bytes in memory."""
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{kind}:"))
 
     def stop(self):
         self.process.terminate()
@@ -111,7 +113,7 @@ class MistralRs(Server):
     """mistral.rs, its Python package behind a small HTTP server."""
 
     def __init__(self, bench, slots, loras=()):
-        command = [bench.python, HERE / "mistral_rs.py", bench.model, "--slots", slots]
+        command = [bench.python, HERE / "mistral_rs.py", bench.dense(), "--slots", slots]
         super().__init__("mistral.rs", command + (["--loras", *loras] if loras else []), bench.args.threads)
 
     def body(self, prompt, tokens, adapter=None):

@@ -27,7 +27,7 @@ def run(bench, wanted):
             rows += beside(bench, "C2", ours, LlamaCpp(bench, 16, bench.gguf(16), bench.args.repack))
             if bench.args.torch:
                 rows += beside(bench, "C2", ours, TransformersPeft(bench, 16, bench.peft(16)))
-        if "C3" in wanted:
+        if "C3" in wanted and bench.args.torch:
             rows += beside(bench, "C3", ours, MistralRs(bench, 16, bench.peft(16)))
         if "C4" in wanted:
             rows += beside_own_base(bench, "C4", "64 distinct LoRAs / own base-only", ours, 0)

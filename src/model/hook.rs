@@ -8,7 +8,12 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
-use super::{Taken, linear::Linear, low_rank::LowRanks, mlp::Mlp};
+use super::{
+    Taken,
+    linear::Linear,
+    low_rank::LowRanks,
+    mlp::{Mlp, Products},
+};
 use crate::domain::{Norm, Site, TaskHead};
 
 /// Where a hook is called.
@@ -20,6 +25,14 @@ pub struct At<'a> {
     /// The key of this pass's random numbers while training, none otherwise (no dropout).
     pub train: Option<u64>,
 }
+
+/// What `down` takes in a feed-forward block, and what becomes of its product.
+pub struct Replaced<'a> {
+    pub z: Tensor,
+    pub finish: Finish<'a>,
+}
+
+pub type Finish<'a> = Box<dyn FnOnce(Tensor) -> Result<Tensor> + 'a>;
 
 /// A fine-tuning method applied to the sequences that carry it.
 pub trait Hook: Send + Sync {
@@ -106,9 +119,10 @@ pub trait Hook: Send + Sync {
         Ok(z)
     }
 
-    /// Replaces the feed-forward block; `x` is its normed input (MixLoRA's experts).
-    fn mlp(&self, at: At, x: &Tensor, mlp: &Mlp) -> Result<Option<Tensor>> {
-        let _ = (at, x, mlp);
+    /// Makes something else of the feed-forward block (MixLoRA's experts): `x` is its normed input, `frozen` are the
+    /// frozen products with it, made for rows of several adapters at once.
+    fn mlp(&self, at: At, x: &Tensor, frozen: &Products, mlp: &Mlp) -> Result<Option<Replaced<'_>>> {
+        let _ = (at, x, frozen, mlp);
         Ok(None)
     }
 

@@ -1,7 +1,6 @@
 //! Low-rank changes and factors of frozen linears while they are served, for any number of adapters at once.
 
 use std::{
-    cell::RefCell,
     ops::Range,
     sync::{Arc, OnceLock},
 };
@@ -14,7 +13,7 @@ use super::{
     At, Hook, Linear,
     kernels::{
         self, Mat, Out, OutMat,
-        bf16::{narrow, widen},
+        bf16::{narrow, nn_wide, nt_wide, widen},
     },
     ops,
     weight::Compute,
@@ -23,10 +22,6 @@ use crate::domain::Site;
 
 /// Rows that one task takes.
 const ROWS: usize = 32;
-
-thread_local! {
-    static WIDE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
 
 /// A trained factor; serving pays for its bytes, not for its products.
 enum Factor {
@@ -46,15 +41,30 @@ impl Factor {
         }
     }
 
-    /// Runs `f` on the numbers, `cols` a row.
-    fn with<R>(&self, rows: usize, cols: usize, f: impl FnOnce(Mat) -> R) -> R {
+    /// `out = x · selfᵀ`: `(m, cols) → (m, rows)`.
+    fn nt(&self, x: Mat, rows: usize, out: &mut OutMat) {
         match self {
-            Self::F32(values) => f(Mat::new(values, rows, cols)),
-            Self::Bf16(values) => WIDE.with_borrow_mut(|wide| {
-                wide.resize(values.len().max(wide.len()), 0.0);
-                widen(values, &mut wide[..values.len()]);
-                f(Mat::new(wide, rows, cols))
-            }),
+            Self::F32(values) => kernels::nt(x, Mat::new(values, rows, x.cols), out, false),
+            Self::Bf16(values) => nt_wide(x, Mat::new(values, rows, x.cols), out, false),
+        }
+    }
+
+    /// `out += x · self`: `(m, rows) → (m, cols)`.
+    fn add_nn(&self, x: Mat, cols: usize, out: &mut OutMat) {
+        match self {
+            Self::F32(values) => kernels::nn(x, Mat::new(values, x.cols, cols), out, true),
+            Self::Bf16(values) => nn_wide(x, Mat::new(values, x.cols, cols), out, true),
+        }
+    }
+
+    fn tensor(&self, rows: usize, cols: usize, device: &Device) -> Result<Tensor> {
+        match self {
+            Self::F32(values) => Tensor::from_slice(values, (rows, cols), device),
+            Self::Bf16(values) => {
+                let mut wide = vec![0.0; values.len()];
+                widen(values, &mut wide);
+                Tensor::from_vec(wide, (rows, cols), device)
+            }
         }
     }
 
@@ -115,10 +125,8 @@ impl LowRank {
         if let Some(placed) = self.placed.get() {
             return Ok(placed.clone());
         }
-        let tensor = |factor: &Factor, cols: usize| {
-            factor.with(self.rank, cols, |x| Tensor::from_slice(&x.data[..self.rank * cols], (self.rank, cols), device))
-        };
-        let placed = [tensor(&self.a, self.inputs)?, tensor(&self.b, self.outputs)?.t()?.contiguous()?];
+        let b = self.b.tensor(self.rank, self.outputs, device)?;
+        let placed = [self.a.tensor(self.rank, self.inputs, device)?, b.t()?.contiguous()?];
         Ok(self.placed.get_or_init(|| placed).clone())
     }
 
@@ -164,11 +172,9 @@ impl LowRank {
 
     fn add(&self, x: Mat, y: &mut OutMat) {
         let mut u = vec![0.0; x.rows * self.rank];
-        self.a.with(self.rank, self.inputs, |a| {
-            kernels::nt(x, a, &mut OutMat::of(&mut u, x.rows, self.rank), false);
-        });
+        self.a.nt(x, self.rank, &mut OutMat::of(&mut u, x.rows, self.rank));
         u.iter_mut().for_each(|u| *u *= self.scale);
-        self.b.with(self.rank, self.outputs, |b| kernels::nn(Mat::new(&u, x.rows, self.rank), b, y, true));
+        self.b.add_nn(Mat::new(&u, x.rows, self.rank), self.outputs, y);
     }
 }
 

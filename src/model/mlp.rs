@@ -16,6 +16,13 @@ pub struct Mlp {
     pub activation: Activation,
 }
 
+/// A block's products with its input, and their gated activation; of some rows or all.
+pub struct Products {
+    pub gate: Tensor,
+    pub up: Tensor,
+    pub z: Tensor,
+}
+
 impl Mlp {
     /// `act(gate) ⊙ up` of two products of this block.
     pub fn activate(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {

@@ -29,7 +29,7 @@ mod weight;
 
 pub use cache::SequenceCache;
 pub use decoder::{Base, Batch, CrossEntropy, LogProbs, Scores, Sequence, Target};
-pub use hook::{At, Frozen, Hook};
+pub use hook::{At, Finish, Frozen, Hook, Replaced};
 pub use linear::Linear;
 pub use load::Held;
 pub use low_rank::{LowRank, LowRanks};

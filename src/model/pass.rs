@@ -5,8 +5,9 @@ use std::{ops::Range, sync::Arc};
 use candle_core::{Device, Result, Tensor};
 
 use super::{
-    At, Base, Batch, Hook, Linear, Taken,
+    At, Base, Batch, Finish, Hook, Linear, Replaced, Taken,
     low_rank::{add_low_rank, scale_rows},
+    mlp::{Mlp, Products},
     ops::{self, Block, Rotation, Span},
 };
 use crate::domain::{Norm, Site};
@@ -174,23 +175,14 @@ impl Pass {
         let x = (x + normed(attended, &weights.attention_out_norm, base.eps)?)?;
 
         let h = self.norm(Norm::Mlp(layer), &x, &weights.mlp_norm, base.eps)?;
-        let only = self.only_active();
-        let own = match only {
-            Some((group, hook)) => hook.mlp(self.at(layer, group), &h, &weights.mlp)?,
-            None => None,
-        };
-        let m = match own {
-            Some(m) => m,
-            None => {
-                let gate = self.linear(layer, Site::Gate, &h, &weights.mlp.gate)?;
-                let up = self.linear(layer, Site::Up, &h, &weights.mlp.up)?;
-                let z = weights.mlp.activate(&gate, &up)?;
-                let z = self.scale_products(layer, z)?;
-                let z = self.map(z, |group, hook, z| hook.act(self.at(layer, group), z))?;
-                let m = self.linear(layer, Site::Down, &z, &weights.mlp.down)?;
-                if only.is_some() { m } else { self.own_mlps(base, layer, &h, m)? }
-            }
-        };
+        let gate = self.linear(layer, Site::Gate, &h, &weights.mlp.gate)?;
+        let up = self.linear(layer, Site::Up, &h, &weights.mlp.up)?;
+        let z = weights.mlp.activate(&gate, &up)?;
+        let z = self.scale_products(layer, z)?;
+        let z = self.map(z, |group, hook, z| hook.act(self.at(layer, group), z))?;
+        let (z, finishes) = self.replaced(layer, &weights.mlp, &h, Products { gate, up, z })?;
+        let m = self.linear(layer, Site::Down, &z, &weights.mlp.down)?;
+        let m = self.finished(m, finishes)?;
         let m = normed(m, &weights.mlp_out_norm, base.eps)?;
         let m = self.map(m, |group, hook, m| hook.after(self.at(layer, group), &part(&x, &group.rows)?, m))?;
         &x + m
@@ -301,12 +293,47 @@ impl Pass {
         Ok((join(ks)?, join(vs)?))
     }
 
-    /// Feed-forward blocks that hooks replace in a batch of several adapters: `m` keeps the other rows.
-    fn own_mlps(&self, base: &Base, layer: usize, h: &Tensor, m: Tensor) -> Result<Tensor> {
-        self.map(m, |group, hook, m| {
-            let own = hook.mlp(self.at(layer, group), &part(h, &group.rows)?, &base.layers[layer].mlp)?;
-            Ok(own.unwrap_or(m))
-        })
+    /// What `down` takes of all rows, and what hooks make of its product, piece by piece.
+    fn replaced(
+        &self,
+        layer: usize,
+        mlp: &Mlp,
+        h: &Tensor,
+        all: Products,
+    ) -> Result<(Tensor, Vec<Option<Finish<'_>>>)> {
+        let (mut zs, mut finishes) = (Vec::with_capacity(self.pieces.len()), Vec::with_capacity(self.pieces.len()));
+        for piece in &self.pieces {
+            let replaced = match self.active(piece) {
+                Some((group, hook)) => {
+                    let of = |x: &Tensor| part(x, &piece.rows);
+                    let products = Products { gate: of(&all.gate)?, up: of(&all.up)?, z: of(&all.z)? };
+                    hook.mlp(self.at(layer, group), &of(h)?, &products, mlp)?
+                }
+                None => None,
+            };
+            let (z, finish) = replaced.map(|Replaced { z, finish }| (z, finish)).unzip();
+            zs.push(z);
+            finishes.push(finish);
+        }
+        if zs.iter().all(Option::is_none) {
+            return Ok((all.z, finishes));
+        }
+        let parts = zs.into_iter().zip(&self.pieces).map(|(z, piece)| z.map_or_else(|| part(&all.z, &piece.rows), Ok));
+        Ok((join(parts.collect::<Result<_>>()?)?, finishes))
+    }
+
+    fn finished(&self, m: Tensor, finishes: Vec<Option<Finish>>) -> Result<Tensor> {
+        if finishes.iter().all(Option::is_none) {
+            return Ok(m);
+        }
+        let parts = finishes.into_iter().zip(&self.pieces).map(|(finish, piece)| {
+            let m = part(&m, &piece.rows)?;
+            match finish {
+                Some(finish) => finish(m),
+                None => Ok(m),
+            }
+        });
+        join(parts.collect::<Result<_>>()?)
     }
 
     /// Attention while training: prefixes stand before each sequence's keys.

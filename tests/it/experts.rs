@@ -6,7 +6,11 @@ use attune::{
     data::{Example, Judged, Pair, Row, Sampled},
     domain::{ObjectiveSpec, Site, TaskHead},
     methods::{self, AdapterFiles, Trainable},
-    model::{At, Base, Batch, Hook, Keep, Sequence, Tape, mlp::Mlp, ops::Activation},
+    model::{
+        At, Base, Batch, Hook, Keep, Sequence, Tape,
+        mlp::{Mlp, Products},
+        ops::Activation,
+    },
     objectives::{self, Models, supervised},
 };
 use candle_core::{Device, Tensor, backprop::GradStore, safetensors};
@@ -143,7 +147,13 @@ fn mixlora_is_a_mixture_of_whole_blocks() {
     let at = At { layer: 1, lengths: &[6], train: None };
     let [gate, up, down] = [Site::Gate, Site::Up, Site::Down].map(|site| base.linear(1, site).clone());
     let frozen = Mlp { gate, up, down, activation: Activation::Silu };
-    let mlp = |x: &Tensor| hook.mlp(at, x, &frozen).unwrap().unwrap().to_vec2::<f32>().unwrap();
+    let mlp = |x: &Tensor| {
+        let (gate, up) = (frozen.gate.forward(x).unwrap(), frozen.up.forward(x).unwrap());
+        let z = frozen.activate(&gate, &up).unwrap();
+        let replaced = hook.mlp(at, x, &Products { gate, up, z }, &frozen).unwrap().unwrap();
+        let y = frozen.down.forward(&replaced.z).unwrap();
+        (replaced.finish)(y).unwrap().to_vec2::<f32>().unwrap()
+    };
     let found = mlp(&x);
     for row in 0..6 {
         let least = (0..4).min_by(|a, b| p[row][*a].total_cmp(&p[row][*b])).unwrap();

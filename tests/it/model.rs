@@ -8,7 +8,10 @@ use std::{
 
 use attune::{
     domain::Site,
-    model::{At, Base, Batch, Frozen, Hook, Linear, Sequence, SequenceCache, Target, mlp::Mlp},
+    model::{
+        At, Base, Batch, Frozen, Hook, Linear, Replaced, Sequence, SequenceCache, Target,
+        mlp::{Mlp, Products},
+    },
 };
 use candle_core::{DType, Device, Result, Tensor, Var};
 use serde_json::json;
@@ -198,12 +201,12 @@ hook_with! { Act,
     }
 }
 hook_with! { OwnMlp,
-    fn mlp(&self, at: At, x: &Tensor, mlp: &Mlp) -> Result<Option<Tensor>> {
+    fn mlp(&self, at: At, x: &Tensor, frozen: &Products, mlp: &Mlp) -> Result<Option<Replaced<'_>>> {
         if at.layer != 0 {
             return Ok(None);
         }
-        let z = mlp.activate(&mlp.gate.forward(x)?, &mlp.up.forward(x)?)?;
-        mlp.down.forward(&z)?.broadcast_mul(&self.0).map(Some)
+        let z = mlp.activate(&(&frozen.gate + x.sum_keepdim(1)?.broadcast_as(frozen.gate.shape())?)?, &frozen.up)?;
+        Ok(Some(Replaced { z, finish: Box::new(|y| y.broadcast_mul(&self.0)) }))
     }
 }
 hook_with! { After,

@@ -20,7 +20,10 @@ use crate::{
         dropout,
         lora::layer::{Adapted, LowRank},
     },
-    model::{At, Hook, Linear, Taken, mlp::Mlp},
+    model::{
+        At, Finish, Hook, Linear, Replaced, Taken,
+        mlp::{Mlp, Products},
+    },
 };
 
 pub struct Block {
@@ -72,19 +75,22 @@ impl Hook for MixLora {
         self.attention.adjust(at, site, x, y, base)
     }
 
-    fn mlp(&self, at: At, x: &Tensor, mlp: &Mlp) -> Result<Option<Tensor>> {
+    fn mlp(&self, at: At, x: &Tensor, frozen: &Products, mlp: &Mlp) -> Result<Option<Replaced<'_>>> {
         let Some(block) = self.blocks.get(at.layer).and_then(Option::as_ref) else { return Ok(None) };
         let routing = Routing::new(&block.router.choose(at, x, self.tally.as_ref())?)?;
-        let (gate, up) = (mlp.gate.forward(x)?, mlp.up.forward(x)?);
-        let z = mlp.activate(&gate, &up)?;
-        let gates = self.spread(at, Site::Gate, [x, &gate], &block.gate, &routing)?;
-        let ups = self.spread(at, Site::Up, [x, &up], &block.up, &routing)?;
+        let Products { gate, up, z } = frozen;
+        let gates = self.spread(at, Site::Gate, [x, gate], &block.gate, &routing)?;
+        let ups = self.spread(at, Site::Up, [x, up], &block.up, &routing)?;
         let zs = mlp.activate(&gates, &ups)?;
-        let y = mlp.down.forward(&routing.add(&z, &(&zs - routing.gather(&z)?)?)?)?;
-        match &block.down {
-            None => Ok(Some(y)),
-            Some(experts) => routing.add(&y, &experts.each(&self.dropped(at, Site::Down, &zs)?, &routing)?).map(Some),
-        }
+        let z = routing.add(z, &(&zs - routing.gather(z)?)?)?;
+        let finish: Finish = match &block.down {
+            None => Box::new(Ok),
+            Some(experts) => {
+                let changes = experts.each(&self.dropped(at, Site::Down, &zs)?, &routing)?;
+                Box::new(move |y| routing.add(&y, &changes))
+            }
+        };
+        Ok(Some(Replaced { z, finish }))
     }
 
     fn taken(&self) -> Option<&Taken> {

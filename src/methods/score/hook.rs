@@ -6,7 +6,10 @@ use candle_core::{Result, Tensor};
 
 use crate::{
     domain::{Norm, Site, TaskHead},
-    model::{At, Hook, Linear, LowRanks, Taken, mlp::Mlp},
+    model::{
+        At, Hook, Linear, LowRanks, Replaced, Taken,
+        mlp::{Mlp, Products},
+    },
 };
 
 pub struct Scored {
@@ -84,8 +87,8 @@ impl Hook for Scored {
         self.inner.act(at, z)
     }
 
-    fn mlp(&self, at: At, x: &Tensor, mlp: &Mlp) -> Result<Option<Tensor>> {
-        self.inner.mlp(at, x, mlp)
+    fn mlp(&self, at: At, x: &Tensor, frozen: &Products, mlp: &Mlp) -> Result<Option<Replaced<'_>>> {
+        self.inner.mlp(at, x, frozen, mlp)
     }
 
     fn after(&self, at: At, x: &Tensor, m: Tensor) -> Result<Tensor> {

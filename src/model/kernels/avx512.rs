@@ -8,25 +8,76 @@
 
 use std::arch::x86_64::*;
 
+use half::bf16;
+
 use super::{Mat, OutMat};
 
+/// Numbers of the right-hand matrix, widened to f32 as they are loaded.
+pub trait Wide: Copy {
+    /// # Safety
+    /// Sixteen numbers are there, and the machine has the instructions of `Isa::Avx512`.
+    unsafe fn load(from: *const Self) -> __m512;
+
+    /// Those of the mask; zeros for the others.
+    ///
+    /// # Safety
+    /// As `load`, for the numbers of the mask.
+    unsafe fn load_some(mask: u16, from: *const Self) -> __m512;
+}
+
+impl Wide for f32 {
+    #[inline(always)]
+    unsafe fn load(from: *const Self) -> __m512 {
+        // SAFETY: by the caller.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_some(mask: u16, from: *const Self) -> __m512 {
+        // SAFETY: by the caller.
+        unsafe { _mm512_maskz_loadu_ps(mask, from) }
+    }
+}
+
+impl Wide for bf16 {
+    #[inline(always)]
+    unsafe fn load(from: *const Self) -> __m512 {
+        // SAFETY: by the caller.
+        unsafe { widened(_mm256_loadu_si256(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_some(mask: u16, from: *const Self) -> __m512 {
+        // SAFETY: by the caller.
+        unsafe { widened(_mm256_maskz_loadu_epi16(mask, from.cast())) }
+    }
+}
+
 /// # Safety
-/// The machine has AVX-512 F; `a`, `b` and `out` have matching shapes.
-#[target_feature(enable = "avx512f")]
-pub unsafe fn nt(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
+/// The machine has AVX-512 F.
+#[inline(always)]
+unsafe fn widened(halves: __m256i) -> __m512 {
+    // SAFETY: by the caller.
+    unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))) }
+}
+
+/// # Safety
+/// The machine has the instructions of `Isa::Avx512`; `a`, `b` and `out` have matching shapes.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub unsafe fn nt<T: Wide>(a: Mat, b: Mat<T>, out: &mut OutMat, accumulate: bool) {
     let mut i = 0;
     // SAFETY: every tile lies inside the matrices: `i + M <= a.rows`.
     unsafe {
         while i + 6 <= a.rows {
-            nt_rows::<6, 4>(a, b, out, i, accumulate);
+            nt_rows::<T, 6, 4>(a, b, out, i, accumulate);
             i += 6;
         }
         while i + 3 <= a.rows {
-            nt_rows::<3, 8>(a, b, out, i, accumulate);
+            nt_rows::<T, 3, 8>(a, b, out, i, accumulate);
             i += 3;
         }
         while i < a.rows {
-            nt_rows::<1, 8>(a, b, out, i, accumulate);
+            nt_rows::<T, 1, 8>(a, b, out, i, accumulate);
             i += 1;
         }
     }
@@ -35,17 +86,17 @@ pub unsafe fn nt(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
 /// # Safety
 /// As [`nt`]; rows `i..i+M` exist.
 #[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn nt_rows<const M: usize, const N: usize>(a: Mat, b: Mat, out: &mut OutMat, i: usize, add: bool) {
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn nt_rows<T: Wide, const M: usize, const N: usize>(a: Mat, b: Mat<T>, out: &mut OutMat, i: usize, add: bool) {
     let mut j = 0;
     // SAFETY: `j + N <= b.rows`.
     unsafe {
         while j + N <= b.rows {
-            nt_tile::<M, N>(a, b, out, i, j, add);
+            nt_tile::<T, M, N>(a, b, out, i, j, add);
             j += N;
         }
         while j < b.rows {
-            nt_tile::<M, 1>(a, b, out, i, j, add);
+            nt_tile::<T, M, 1>(a, b, out, i, j, add);
             j += 1;
         }
     }
@@ -54,17 +105,27 @@ unsafe fn nt_rows<const M: usize, const N: usize>(a: Mat, b: Mat, out: &mut OutM
 /// # Safety
 /// As [`nt`]; rows `i..i+M` and `j..j+N` exist.
 #[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn nt_tile<const M: usize, const N: usize>(a: Mat, b: Mat, out: &mut OutMat, i: usize, j: usize, add: bool) {
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn nt_tile<T: Wide, const M: usize, const N: usize>(
+    a: Mat,
+    b: Mat<T>,
+    out: &mut OutMat,
+    i: usize,
+    j: usize,
+    add: bool,
+) {
     let k = a.cols;
     // SAFETY: `p + 16 <= k` or the mask keep every load inside a row, and rows are inside their slices.
     unsafe {
         let x: [*const f32; M] = std::array::from_fn(|m| a.data.as_ptr().add((i + m) * a.stride));
-        let y: [*const f32; N] = std::array::from_fn(|n| b.data.as_ptr().add((j + n) * b.stride));
+        let y: [*const T; N] = std::array::from_fn(|n| b.data.as_ptr().add((j + n) * b.stride));
         let mut sums = [[_mm512_setzero_ps(); N]; M];
         let mut p = 0;
         while p + 16 <= k {
-            let ys: [__m512; N] = std::array::from_fn(|n| _mm512_loadu_ps(y[n].add(p)));
+            let mut ys = [_mm512_setzero_ps(); N];
+            for (ys, y) in ys.iter_mut().zip(&y) {
+                *ys = T::load(y.add(p));
+            }
             for (sums, x) in sums.iter_mut().zip(&x) {
                 let xs = _mm512_loadu_ps(x.add(p));
                 for (sum, y) in sums.iter_mut().zip(&ys) {
@@ -75,7 +136,10 @@ unsafe fn nt_tile<const M: usize, const N: usize>(a: Mat, b: Mat, out: &mut OutM
         }
         if p < k {
             let mask = low(k - p);
-            let ys: [__m512; N] = std::array::from_fn(|n| _mm512_maskz_loadu_ps(mask, y[n].add(p)));
+            let mut ys = [_mm512_setzero_ps(); N];
+            for (ys, y) in ys.iter_mut().zip(&y) {
+                *ys = T::load_some(mask, y.add(p));
+            }
             for (sums, x) in sums.iter_mut().zip(&x) {
                 let xs = _mm512_maskz_loadu_ps(mask, x.add(p));
                 for (sum, y) in sums.iter_mut().zip(&ys) {
@@ -137,18 +201,18 @@ pub(super) fn low(n: usize) -> u16 {
 }
 
 /// # Safety
-/// The machine has AVX-512 F; `a`, `b` and `out` have matching shapes.
-#[target_feature(enable = "avx512f")]
-pub unsafe fn nn(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
+/// As [`nt`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub unsafe fn nn<T: Wide>(a: Mat, b: Mat<T>, out: &mut OutMat, accumulate: bool) {
     let mut j = 0;
     // SAFETY: strips begin inside the matrices, and their last register is masked to what is left of the columns.
     unsafe {
         while j + 16 < b.cols {
-            nn_strip::<2>(a, b, out, j, low(b.cols - j - 16), accumulate);
+            nn_strip::<T, 2>(a, b, out, j, low(b.cols - j - 16), accumulate);
             j += 32;
         }
         if j < b.cols {
-            nn_strip::<1>(a, b, out, j, low(b.cols - j), accumulate);
+            nn_strip::<T, 1>(a, b, out, j, low(b.cols - j), accumulate);
         }
     }
 }
@@ -156,21 +220,21 @@ pub unsafe fn nn(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
 /// # Safety
 /// As [`nn`]; columns `j..j + 16 · (W − 1)` and those of the mask behind them exist.
 #[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn nn_strip<const W: usize>(a: Mat, b: Mat, out: &mut OutMat, j: usize, last: u16, add: bool) {
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn nn_strip<T: Wide, const W: usize>(a: Mat, b: Mat<T>, out: &mut OutMat, j: usize, last: u16, add: bool) {
     let mut i = 0;
     // SAFETY: `i + M <= a.rows`.
     unsafe {
         while i + 12 <= a.rows {
-            nn_tile::<12, W>(a, b, out, i, j, last, add);
+            nn_tile::<T, 12, W>(a, b, out, i, j, last, add);
             i += 12;
         }
         while i + 4 <= a.rows {
-            nn_tile::<4, W>(a, b, out, i, j, last, add);
+            nn_tile::<T, 4, W>(a, b, out, i, j, last, add);
             i += 4;
         }
         while i < a.rows {
-            nn_tile::<1, W>(a, b, out, i, j, last, add);
+            nn_tile::<T, 1, W>(a, b, out, i, j, last, add);
             i += 1;
         }
     }
@@ -179,10 +243,10 @@ unsafe fn nn_strip<const W: usize>(a: Mat, b: Mat, out: &mut OutMat, j: usize, l
 /// # Safety
 /// As [`nn_strip`]; rows `i..i+M` exist.
 #[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn nn_tile<const M: usize, const W: usize>(
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn nn_tile<T: Wide, const M: usize, const W: usize>(
     a: Mat,
-    b: Mat,
+    b: Mat<T>,
     out: &mut OutMat,
     i: usize,
     j: usize,
@@ -196,7 +260,10 @@ unsafe fn nn_tile<const M: usize, const W: usize>(
         let mask = |w: usize| if w + 1 == W { last } else { u16::MAX };
         let mut sums = [[_mm512_setzero_ps(); W]; M];
         for p in 0..a.cols {
-            let ys: [__m512; W] = std::array::from_fn(|w| _mm512_maskz_loadu_ps(mask(w), y.add(p * b.stride + 16 * w)));
+            let mut ys = [_mm512_setzero_ps(); W];
+            for (w, ys) in ys.iter_mut().enumerate() {
+                *ys = T::load_some(mask(w), y.add(p * b.stride + 16 * w));
+            }
             for (sums, x) in sums.iter_mut().zip(&x) {
                 let xs = _mm512_set1_ps(*x.add(p));
                 for (sum, y) in sums.iter_mut().zip(&ys) {

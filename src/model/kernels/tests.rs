@@ -66,6 +66,31 @@ fn rows_do_not_depend_on_the_batch() {
     }
 }
 
+/// Bits, on uneven shapes, strided and accumulated.
+#[test]
+fn wide_products_are_those_of_widened_numbers() {
+    for (m, n, k) in SHAPES {
+        let (a, old) = (random(m * k, 8), random(m * n, 9));
+        let a = Mat::new(&a, m, k);
+        let halves = |len: usize, seed: u64| -> Vec<half::bf16> {
+            random(len, seed).into_iter().map(half::bf16::from_f32).collect()
+        };
+        let (b, bt) = (halves(n * (k + 3), 10), halves(k * (n + 1), 11));
+        let wide = |x: &[half::bf16]| -> Vec<f32> { x.iter().map(|x| x.to_f32()).collect() };
+        let (wide_b, wide_bt) = (wide(&b), wide(&bt));
+        for accumulate in [false, true] {
+            let mut found = [old.clone(), old.clone(), old.clone(), old.clone()];
+            let [mut nt, mut nn, mut of_wide_nt, mut of_wide_nn] = found.each_mut().map(|out| OutMat::of(out, m, n));
+            bf16::nt_wide(a, Mat::strided(&b, n, k, k + 3), &mut nt, accumulate);
+            bf16::nn_wide(a, Mat::strided(&bt, k, n, n + 1), &mut nn, accumulate);
+            super::nt(a, Mat::strided(&wide_b, n, k, k + 3), &mut of_wide_nt, accumulate);
+            super::nn(a, Mat::strided(&wide_bt, k, n, n + 1), &mut of_wide_nn, accumulate);
+            let [nt, nn, of_wide_nt, of_wide_nn] = found;
+            assert_eq!((nt, nn), (of_wide_nt, of_wide_nn), "{m} {n} {k}, {accumulate}");
+        }
+    }
+}
+
 #[test]
 fn exp_is_close() {
     for i in -8000..8000 {

@@ -101,13 +101,19 @@ unsafe fn nt_blocks<const S: usize>(x: &Rows, panel: &Panel, out: &mut OutMat) {
 #[target_feature(enable = "avx512f,avx512vnni")]
 unsafe fn nt_tile<const M: usize, const S: usize>(x: &Rows, panel: &Panel, out: &mut OutMat, i: usize) {
     let (lines, scales, mins) = panel.parts();
-    let rows: [_; M] = std::array::from_fn(|m| x.row(i + m));
+    // Loops in place of `array::from_fn`, which the compiler does not inline here.
+    let mut rows = [x.row(i); M];
+    for (m, row) in rows.iter_mut().enumerate() {
+        *row = x.row(i + m);
+    }
     let mut totals = [_mm512_setzero_ps(); M];
     // SAFETY: a panel and a row have as many blocks, each of `S` lines and `4 · S` codes; lines are aligned.
     unsafe {
         for b in 0..scales.len() {
-            let line = |s: usize| _mm512_load_si512(lines.as_ptr().add(S * b + s).cast());
-            let weights: [__m512i; S] = std::array::from_fn(line);
+            let mut weights = [_mm512_setzero_si512(); S];
+            for (s, weights) in weights.iter_mut().enumerate() {
+                *weights = _mm512_load_si512(lines.as_ptr().add(S * b + s).cast());
+            }
             let scale = _mm512_load_ps(scales.as_ptr().add(b).cast());
             let min = _mm512_load_ps(mins.as_ptr().add(b).cast());
             for (total, (codes, x_scales, x_sums)) in totals.iter_mut().zip(&rows) {

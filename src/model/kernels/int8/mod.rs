@@ -51,7 +51,8 @@ impl Rows {
         let blocks = x.cols / block;
         let (mut codes, mut scales) = (vec![0i8; x.rows * x.cols], vec![0f32; x.rows * blocks]);
         let mut sums = scales.clone();
-        const ROWS: usize = 16;
+        // Few, so that the rows of a small batch are not all one thread's.
+        const ROWS: usize = 4;
         let parts = codes.par_chunks_mut(ROWS * x.cols).zip(scales.par_chunks_mut(ROWS * blocks));
         parts.zip(sums.par_chunks_mut(ROWS * blocks)).enumerate().for_each(|(t, ((codes, scales), sums))| {
             let parts = codes.chunks_mut(x.cols).zip(scales.chunks_mut(blocks)).zip(sums.chunks_mut(blocks));
@@ -71,6 +72,7 @@ impl Rows {
     }
 
     /// Codes, scales and sums of the row `i`.
+    #[inline(always)]
     fn row(&self, i: usize) -> (&[i8], &[f32], &[f32]) {
         let blocks = i * self.blocks()..(i + 1) * self.blocks();
         (&self.codes[i * self.cols..][..self.cols], &self.scales[blocks.clone()], &self.sums[blocks])
@@ -80,29 +82,37 @@ impl Rows {
 by_isa! {
     /// A block that holds a NaN or an infinity gets a scale that is no number, so that the product says so.
     pub fn round_row(x: &[f32], block: usize, codes: &mut [i8], scales: &mut [f32], sums: &mut [f32]) {
-        let blocks = x.chunks_exact(block).zip(codes.chunks_exact_mut(block));
-        for ((x, codes), (scale, sum)) in blocks.zip(scales.iter_mut().zip(sums)) {
-            let (mut most, mut poison) = ([0f32; 16], [0f32; 16]);
-            for x in x.as_chunks::<16>().0 {
-                for ((most, poison), x) in most.iter_mut().zip(&mut poison).zip(x) {
-                    let size = x.abs();
-                    *most = if size > *most { size } else { *most };
-                    *poison += x * 0.0;
-                }
-            }
-            let most = most.into_iter().fold(0f32, f32::max);
-            let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
-            let mut total = 0i32;
-            for (code, x) in codes.iter_mut().zip(x) {
-                // To nearest, ties to even: adding and taking away 1.5 · 2²³ leaves no fraction.
-                const WHOLE: f32 = 12_582_912.0;
-                let rounded = ((x * inverse + WHOLE) - WHOLE).clamp(-127.0, 127.0) as i32;
-                *code = rounded as i8;
-                total += rounded;
-            }
-            *scale = most / 127.0 + poison.into_iter().sum::<f32>();
-            *sum = *scale * total as f32;
+        match block {
+            16 => round_blocks::<16>(x, codes, scales, sums),
+            _ => round_blocks::<32>(x, codes, scales, sums),
         }
+    }
+}
+
+/// Blocks of a length that the compiler knows.
+#[inline(always)]
+fn round_blocks<const N: usize>(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [f32]) {
+    // Added to a number of at most 2²², it leaves the nearest whole one (ties to even) in the lowest bits.
+    const WHOLE: f32 = 12_582_912.0;
+    let blocks = x.as_chunks::<N>().0.iter().zip(codes.as_chunks_mut::<N>().0);
+    for ((x, codes), (scale, sum)) in blocks.zip(scales.iter_mut().zip(sums)) {
+        let (mut most, mut poison) = ([0f32; 16], [0f32; 16]);
+        for x in x.as_chunks::<16>().0 {
+            for ((most, poison), x) in most.iter_mut().zip(&mut poison).zip(x) {
+                let size = x.abs();
+                *most = if size > *most { size } else { *most };
+                *poison += x * 0.0;
+            }
+        }
+        let most = most.into_iter().fold(0f32, |most, x| if x > most { x } else { most });
+        let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
+        let mut total = 0i32;
+        for (code, x) in codes.iter_mut().zip(x) {
+            *code = ((x * inverse).clamp(-127.0, 127.0) + WHOLE).to_bits() as i8;
+            total += i32::from(*code);
+        }
+        *scale = most / 127.0 + poison.into_iter().sum::<f32>();
+        *sum = *scale * total as f32;
     }
 }
 
