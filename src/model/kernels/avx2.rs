@@ -106,7 +106,8 @@ pub unsafe fn nn(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
             for c in j..b.cols {
                 let mut sum = 0f32;
                 for p in 0..a.cols {
-                    sum = a.data.get_unchecked(i * a.stride + p).mul_add(*b.data.get_unchecked(p * b.stride + c), sum);
+                    let x = a.data.get_unchecked(i * a.stride + p * a.step);
+                    sum = x.mul_add(*b.data.get_unchecked(p * b.stride + c), sum);
                 }
                 let place = out.data.add(i * out.stride + c);
                 *place = if accumulate { *place + sum } else { sum };
@@ -151,7 +152,7 @@ unsafe fn nn_tile<const M: usize, const W: usize>(a: Mat, b: Mat, out: &mut OutM
         for p in 0..a.cols {
             let ys: [__m256; W] = std::array::from_fn(|w| _mm256_loadu_ps(y.add(p * b.stride + 8 * w)));
             for (sums, x) in sums.iter_mut().zip(&x) {
-                let xs = _mm256_broadcast_ss(&*x.add(p));
+                let xs = _mm256_broadcast_ss(&*x.add(p * a.step));
                 for (sum, y) in sums.iter_mut().zip(&ys) {
                     *sum = _mm256_fmadd_ps(xs, *y, *sum);
                 }

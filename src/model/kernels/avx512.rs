@@ -265,7 +265,7 @@ unsafe fn nn_tile<T: Wide, const M: usize, const W: usize>(
                 *ys = T::load_some(mask(w), y.add(p * b.stride + 16 * w));
             }
             for (sums, x) in sums.iter_mut().zip(&x) {
-                let xs = _mm512_set1_ps(*x.add(p));
+                let xs = _mm512_set1_ps(*x.add(p * a.step));
                 for (sum, y) in sums.iter_mut().zip(&ys) {
                     *sum = _mm512_fmadd_ps(xs, *y, *sum);
                 }

@@ -1,5 +1,7 @@
 //! Loops over rows, compiled once for AVX2 and once for any machine.
 
+use std::ops::Range;
+
 use super::Isa;
 
 /// Runs a body compiled for the chosen instructions: the compiler vectorises the same plain Rust twice.
@@ -64,6 +66,58 @@ by_isa! {
     }
 }
 
+by_isa! {
+    /// Turns columns of scores into probabilities in place: `scores` is `(keys, m)`, and `seen` has the columns of each
+    /// row that see it, the others become 0. Every column sees a row.
+    pub fn softmax_columns(scores: &mut [f32], m: usize, scale: f32, seen: &[Range<usize>]) {
+        let (mut most, mut sums) = (vec![f32::NEG_INFINITY; m], vec![0f32; m]);
+        for (row, seen) in scores.chunks_exact_mut(m).zip(seen) {
+            row[..seen.start].fill(f32::NEG_INFINITY);
+            row[seen.end..].fill(f32::NEG_INFINITY);
+            for (x, most) in row.iter_mut().zip(most.iter_mut()) {
+                *x *= scale;
+                *most = if *x > *most { *x } else { *most };
+            }
+        }
+        for (row, seen) in scores.chunks_exact_mut(m).zip(seen) {
+            for (x, most) in row.iter_mut().zip(&most) {
+                *x = exp(*x - most);
+            }
+            row[..seen.start].fill(0.0);
+            row[seen.end..].fill(0.0);
+            for (sum, x) in sums.iter_mut().zip(row) {
+                *sum += *x;
+            }
+        }
+        for sum in &mut sums {
+            *sum = 1.0 / *sum;
+        }
+        for row in scores.chunks_exact_mut(m) {
+            for (x, sum) in row.iter_mut().zip(&sums) {
+                *x *= sum;
+            }
+        }
+    }
+}
+
+by_isa! {
+    /// The gradient of `softmax_columns` for its scores, in place of that for the probabilities `p`:
+    /// `ds = scale · p ⊙ (dp − Σ p dp)`, the sum over each column.
+    pub fn softmax_columns_backward(p: &[f32], dp: &mut [f32], m: usize, scale: f32) {
+        let mut means = vec![0f32; m];
+        for (p, dp) in p.chunks_exact(m).zip(dp.chunks_exact(m)) {
+            for ((mean, p), dp) in means.iter_mut().zip(p).zip(dp) {
+                *mean += p * dp;
+            }
+        }
+        for (p, dp) in p.chunks_exact(m).zip(dp.chunks_exact_mut(m)) {
+            for ((dp, p), mean) in dp.iter_mut().zip(p).zip(&means) {
+                *dp = p * (*dp - mean) * scale;
+            }
+        }
+    }
+}
+
 /// The largest value, in eight lanes.
 #[inline(always)]
 fn max_of(row: &[f32]) -> f32 {
@@ -82,9 +136,12 @@ fn max_of(row: &[f32]) -> f32 {
 #[inline(always)]
 pub fn sum_of(row: &[f32]) -> f32 {
     let mut lanes = [0f32; 8];
-    for (i, x) in row.iter().enumerate() {
-        lanes[i % 8] += x;
+    let chunks = row.chunks_exact(8);
+    let tail = chunks.remainder();
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane += x);
     }
+    lanes.iter_mut().zip(tail).for_each(|(lane, x)| *lane += x);
     let [a, b, c, d, e, f, g, h] = lanes;
     ((a + e) + (c + g)) + ((b + f) + (d + h))
 }

@@ -76,13 +76,14 @@ impl Isa {
     }
 }
 
-/// A row-major matrix inside a slice; rows are `stride` apart.
+/// A matrix inside a slice: rows are `stride` apart, and a row's numbers `step`, which is 1 but for a transposed matrix.
 #[derive(Clone, Copy)]
 pub struct Mat<'a, T = f32> {
     pub data: &'a [T],
     pub rows: usize,
     pub cols: usize,
     pub stride: usize,
+    step: usize,
 }
 
 impl<'a, T> Mat<'a, T> {
@@ -95,7 +96,14 @@ impl<'a, T> Mat<'a, T> {
     /// If the last row ends behind the slice: the kernels rely on it.
     pub fn strided(data: &'a [T], rows: usize, cols: usize, stride: usize) -> Self {
         assert!(cols <= stride && (rows == 0 || (rows - 1) * stride + cols <= data.len()), "matrix outside its slice");
-        Self { data, rows, cols, stride }
+        Self { data, rows, cols, stride, step: 1 }
+    }
+}
+
+impl Mat<'_> {
+    /// Columns as rows: the left side of [`nn`] may be one, nothing else.
+    pub fn transposed(self) -> Self {
+        Self { rows: self.cols, cols: self.rows, stride: self.step, step: self.stride, ..self }
     }
 }
 
@@ -154,13 +162,14 @@ pub fn nt(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
     nt_with(Isa::chosen(), a, b, out, accumulate);
 }
 
-/// `out = a · b`, or `out += a · b`: `a` is `(m, k)`, `b` is `(k, n)`, `out` is `(m, n)`.
+/// `out = a · b`, or `out += a · b`: `a` is `(m, k)`, transposed or not, `b` is `(k, n)`, `out` is `(m, n)`.
 pub fn nn(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
     nn_with(Isa::chosen(), a, b, out, accumulate);
 }
 
 fn nt_with(isa: Isa, a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
     assert!(a.cols == b.cols && a.rows == out.rows && b.rows == out.cols, "shapes differ");
+    assert!(a.step == 1 && b.step == 1, "transposed");
     match isa {
         Isa::Portable => portable::nt(a, b, out, accumulate),
         // SAFETY: `available` found the instructions; the shapes are checked here and in `Mat` and `Out`.
@@ -176,6 +185,7 @@ fn nt_with(isa: Isa, a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
 
 fn nn_with(isa: Isa, a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
     assert!(a.cols == b.rows && a.rows == out.rows && b.cols == out.cols, "shapes differ");
+    assert!(b.step == 1, "transposed");
     match isa {
         Isa::Portable => portable::nn(a, b, out, accumulate),
         // SAFETY: as in `nt_with`.

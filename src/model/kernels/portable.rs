@@ -19,7 +19,8 @@ pub fn nn(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
     let mut row = vec![0f32; b.cols];
     for i in 0..a.rows {
         row.fill(0.0);
-        for (p, x) in a.data[i * a.stride..][..a.cols].iter().enumerate() {
+        for p in 0..a.cols {
+            let x = a.data[i * a.stride + p * a.step];
             for (sum, y) in row.iter_mut().zip(&b.data[p * b.stride..][..b.cols]) {
                 *sum += x * y;
             }

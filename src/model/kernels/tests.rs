@@ -26,9 +26,13 @@ fn products_agree_with_f64() {
             let (am, bm) = (Mat::strided(&a[3..], m, k, k + 3), Mat::strided(&b, n, k, k + 1));
             let btm = Mat::strided(&bt, k, n, n + 2);
             for accumulate in [false, true] {
-                let (mut x, mut y) = (old.clone(), old.clone());
+                let (mut x, mut y, mut z) = (old.clone(), old.clone(), old.clone());
                 nt_with(isa, am, bm, &mut OutMat::of(&mut x, m, n), accumulate);
                 nn_with(isa, am, btm, &mut OutMat::of(&mut y, m, n), accumulate);
+                let turned: Vec<f32> = transpose(am).chunks(m).flat_map(|row| [row, &[9.0; 2]].concat()).collect();
+                let turned = Mat::strided(&turned, k, m, m + 2).transposed();
+                nn_with(isa, turned, btm, &mut OutMat::of(&mut z, m, n), accumulate);
+                assert_eq!(y, z, "{isa:?} {m} {n} {k} transposed");
                 for i in 0..m {
                     for j in 0..n {
                         let start = if accumulate { f64::from(old[i * n + j]) } else { 0.0 };

@@ -11,8 +11,10 @@ use crate::model::{
     kernels::{self, Mat, Out, OutMat, elementwise},
 };
 
-/// Queries that one task takes at once.
-const BLOCK: usize = 32;
+mod backward;
+
+/// Queries that one task takes at once: whole tiles of the kernels.
+const BLOCK: usize = 48;
 
 /// One sequence: its rows among the queries, and its rows among the keys and values. Of the keys, the first `prefix`
 /// are visible to every query; the others are text, and the last query row belongs to the last key row.
@@ -143,47 +145,6 @@ impl Attention {
         });
         result
     }
-
-    /// Gradients of one span's group of query heads: `dq` through `Out`, and the group's own `dk` and `dv`.
-    fn backward_group(
-        &self,
-        group: usize,
-        span: &Span,
-        (q, k, v, g): (&[f32], &[f32], &[f32], &[f32]),
-        dq: Out,
-    ) -> (Vec<f32>, Vec<f32>) {
-        let (d, width, kv) = (self.head_dim, self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let n = span.keys.len();
-        let start = span.keys.start * kv + group * d;
-        let blocks = blocks(k, v, kv, span);
-        let seen = Seen { span, blocks: &blocks, column: group * d, gates: None };
-        let (k, v) = (Mat::strided(&k[start..], n, d, kv), Mat::strided(&v[start..], n, d, kv));
-        let (mut dk, mut dv) = (vec![0.0; n * d], vec![0.0; n * d]);
-        let per_group = self.heads / self.kv_heads;
-        for (_, head, rows) in self.tasks(std::slice::from_ref(span)) {
-            if head / per_group != group {
-                continue;
-            }
-            let m = rows.len();
-            let at = (span.queries.start + rows.start) * width + head * d;
-            let (q, g) = (Mat::strided(&q[at..], m, d, width), Mat::strided(&g[at..], m, d, width));
-            let p = self.probabilities(q, seen, rows);
-            let bound = p.len() / m;
-            let mut ds = vec![0.0; m * bound];
-            kernels::nt(g, Mat::strided(v.data, bound, d, kv), &mut OutMat::of(&mut ds, m, bound), false);
-            for (ds, p) in ds.chunks_mut(bound).zip(p.chunks(bound)) {
-                let mean = elementwise::dot(ds, p);
-                ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = p * (*ds - mean) * self.scale);
-            }
-            // SAFETY: a (span, head, block) is one task's, and the caller keeps the buffer.
-            let mut part = unsafe { dq.part(at, m, d) };
-            kernels::nn(Mat::new(&ds, m, bound), Mat::strided(k.data, bound, d, kv), &mut part, false);
-            let (dst, pt) = (kernels::transpose(Mat::new(&ds, m, bound)), kernels::transpose(Mat::new(&p, m, bound)));
-            kernels::nn(Mat::new(&dst, bound, m), q, &mut OutMat::of(&mut dk, bound, d), true);
-            kernels::nn(Mat::new(&pt, bound, m), g, &mut OutMat::of(&mut dv, bound, d), true);
-        }
-        (dk, dv)
-    }
 }
 
 struct AttentionOp {
@@ -229,24 +190,7 @@ impl CustomOp3 for AttentionOp {
         _: &Tensor,
         g: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (shape, d, kv) = (&self.shape, self.shape.head_dim, self.shape.kv_heads * self.shape.head_dim);
-        let mut dq = vec![0.0; q.elem_count()];
-        let (mut dk, mut dv) = (vec![0.0; k.elem_count()], vec![0.0; v.elem_count()]);
-        with([q, k, v, &g.contiguous()?], |[q, k, v, g]| {
-            let out = Out::new(&mut dq, shape.heads * d);
-            let groups: Vec<_> = (0..self.spans.len()).flat_map(|s| (0..shape.kv_heads).map(move |h| (s, h))).collect();
-            let parts: Vec<_> = (groups.into_par_iter())
-                .map(|(s, group)| (s, group, shape.backward_group(group, &self.spans[s], (q, k, v, g), out)))
-                .collect();
-            for (s, group, (part_k, part_v)) in parts {
-                for (i, row) in self.spans[s].keys.clone().enumerate() {
-                    let to = row * kv + group * d..row * kv + (group + 1) * d;
-                    dk[to.clone()].copy_from_slice(&part_k[i * d..(i + 1) * d]);
-                    dv[to].copy_from_slice(&part_v[i * d..(i + 1) * d]);
-                }
-            }
-            Ok(())
-        })?;
+        let [dq, dk, dv] = with([q, k, v, &g.contiguous()?], |numbers| Ok(self.shape.backward(&self.spans, numbers)))?;
         Ok((Some(tensor(dq, q.shape())?), Some(tensor(dk, k.shape())?), Some(tensor(dv, v.shape())?)))
     }
 }

@@ -1,0 +1,77 @@
+//! Gradients of attention. Scores are made anew, a column for each query, so that all products but one read rows of
+//! what they multiply: with `S = K qᵀ`, `P = softmax(S)` and `D = P ⊙ (V gᵀ − Σ P ⊙ V gᵀ)`, columns by columns,
+//! `dq = Dᵀ K`, `dk = D q`, `dv = P g`.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::{Attention, Span};
+use crate::model::kernels::{self, Mat, Out, OutMat, elementwise};
+
+/// Queries whose scores are there at once.
+const BLOCK: usize = 32;
+
+impl Attention {
+    /// `dq`, `dk` and `dv`. Query heads are tasks of their own; what they give to the keys that they share is added in
+    /// their order, whoever was first.
+    pub(super) fn backward(&self, spans: &[Span], [q, k, v, g]: [&[f32]; 4]) -> [Vec<f32>; 3] {
+        let (d, kv) = (self.head_dim, self.kv_heads * self.head_dim);
+        let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
+        let out = Out::new(&mut dq, self.heads * d);
+        let tasks: Vec<_> = (0..spans.len()).flat_map(|s| (0..self.heads).map(move |head| (s, head))).collect();
+        let head = |(s, head)| (s, head, self.backward_head(head, &spans[s], [q, k, v, g], out));
+        let parts: Vec<_> = tasks.into_par_iter().map(head).collect();
+        for (s, head, parts) in parts {
+            let column = head / (self.heads / self.kv_heads) * d;
+            for (sums, part) in [&mut dk, &mut dv].into_iter().zip(parts) {
+                for (row, part) in spans[s].keys.clone().zip(part.chunks_exact(d)) {
+                    let sums = &mut sums[row * kv + column..][..d];
+                    sums.iter_mut().zip(part).for_each(|(sum, x)| *sum += x);
+                }
+            }
+        }
+        [dq, dk, dv]
+    }
+
+    /// One query head's `dq` through `Out`, and its part of `dk` and `dv`: `(keys, d)` each.
+    fn backward_head(&self, head: usize, span: &Span, [q, k, v, g]: [&[f32]; 4], dq: Out) -> [Vec<f32>; 2] {
+        let (d, width, kv) = (self.head_dim, self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let n = span.keys.len();
+        let start = span.keys.start * kv + head / (self.heads / self.kv_heads) * d;
+        let (mut dk, mut dv) = (vec![0.0; n * d], vec![0.0; n * d]);
+        for first in span.queries.clone().step_by(BLOCK) {
+            let m = BLOCK.min(span.queries.end - first);
+            let seen = self.seen(span, first - span.queries.start, m);
+            let bound = seen.len();
+            let (k, v) = (Mat::strided(&k[start..], bound, d, kv), Mat::strided(&v[start..], bound, d, kv));
+            let at = first * width + head * d;
+            let (q, g) = (Mat::strided(&q[at..], m, d, width), Mat::strided(&g[at..], m, d, width));
+            let product = |left: Mat, right: Mat| {
+                let mut out = vec![0.0; bound * m];
+                kernels::nn(left, Mat::new(&kernels::transpose(right), d, m), &mut OutMat::of(&mut out, bound, m), false);
+                out
+            };
+            let (mut p, mut ds) = (product(k, q), product(v, g));
+            elementwise::softmax_columns(&mut p, m, self.scale, &seen);
+            elementwise::softmax_columns_backward(&p, &mut ds, m, self.scale);
+            let (p, ds) = (Mat::new(&p, bound, m), Mat::new(&ds, bound, m));
+            // SAFETY: a head's columns of a block of queries are this call's alone, and the caller keeps the buffer.
+            kernels::nn(ds.transposed(), k, &mut unsafe { dq.part(at, m, d) }, false);
+            kernels::nn(ds, q, &mut OutMat::of(&mut dk, bound, d), true);
+            kernels::nn(p, g, &mut OutMat::of(&mut dv, bound, d), true);
+        }
+        [dk, dv]
+    }
+
+    /// For each key up to the last that counts: those of the queries `first..first + m` of a span which see it.
+    fn seen(&self, span: &Span, first: usize, m: usize) -> Vec<Range<usize>> {
+        // The text position of the first of these queries.
+        let position = span.keys.len() - span.prefix - span.queries.len() + first;
+        let text = (0..position + m).map(|key| {
+            let end = self.window.map_or(m, |window| (key + window).saturating_sub(position).min(m));
+            key.saturating_sub(position).min(end)..end
+        });
+        std::iter::repeat_n(0..m, span.prefix).chain(text).collect()
+    }
+}
