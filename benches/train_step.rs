@@ -58,8 +58,8 @@ struct Args {
 }
 
 fn main() -> Result<()> {
-    // SAFETY: no other thread has started yet. `main.rs` says why.
-    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    // SAFETY: no other thread has started yet.
+    unsafe { attune::process::prepare() };
     let args = Args::parse();
     rayon::ThreadPoolBuilder::new().num_threads(args.threads).build_global()?;
     let base = Base::open("bench", &args.model)?;

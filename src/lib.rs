@@ -32,5 +32,6 @@ pub mod app;
 pub mod config;
 pub mod database;
 pub mod keys;
+pub mod process;
 pub mod quickstart;
 pub mod telemetry;

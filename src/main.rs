@@ -12,9 +12,8 @@ use clap::Parser;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
-    // candle's own pool spins between its loops and takes the cores from rayon's, on which the kernels run.
     // SAFETY: no other thread has started yet.
-    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    unsafe { attune::process::prepare() };
     run()
 }
 

@@ -58,8 +58,8 @@ struct Args {
 }
 
 fn main() -> Result<()> {
-    // SAFETY: no other thread has started yet. `main.rs` of the program says why.
-    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    // SAFETY: no other thread has started yet.
+    unsafe { attune::process::prepare() };
     let args = Args::parse();
     let mut settings = Settings::read(args.settings.as_deref())?;
     for side in settings.sides.values_mut() {

@@ -49,7 +49,12 @@ impl Attention {
             let (q, g) = (Mat::strided(&q[at..], m, d, width), Mat::strided(&g[at..], m, d, width));
             let product = |left: Mat, right: Mat| {
                 let mut out = vec![0.0; bound * m];
-                kernels::nn(left, Mat::new(&kernels::transpose(right), d, m), &mut OutMat::of(&mut out, bound, m), false);
+                kernels::nn(
+                    left,
+                    Mat::new(&kernels::transpose(right), d, m),
+                    &mut OutMat::of(&mut out, bound, m),
+                    false,
+                );
                 out
             };
             let (mut p, mut ds) = (product(k, q), product(v, g));

@@ -1,0 +1,38 @@
+//! What a program that computes settles before its first thread starts.
+
+use std::ffi::{c_int, c_long};
+
+use libmimalloc_sys::mi_option_set;
+
+/// `mi_option_purge_delay` of mimalloc 3.
+const PURGE_DELAY: c_int = 15;
+
+/// Freed memory goes back to the system after so many milliseconds. A step's tensors are those of the step before: given
+/// back in between, as mimalloc does after a second, each of their pages is cleared and faulted in again, which took a
+/// third of a step of 8 × 256 tokens.
+const KEPT: c_long = 60_000;
+
+/// # Safety
+/// No other thread has started.
+pub unsafe fn prepare() {
+    // candle's own pool spins between its loops and takes the cores from rayon's, on which the kernels run.
+    // SAFETY: by the caller.
+    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    // Whoever starts the program may know better.
+    if std::env::var_os("MIMALLOC_PURGE_DELAY").is_none() {
+        // SAFETY: sets a number among mimalloc's options.
+        unsafe { mi_option_set(PURGE_DELAY, KEPT) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The number is that of this version: a second, until somebody sets it.
+    #[test]
+    fn the_option_is_the_delay() {
+        // SAFETY: reads a number.
+        assert_eq!(unsafe { libmimalloc_sys::mi_option_get(PURGE_DELAY) }, 1000);
+    }
+}
