@@ -15,7 +15,7 @@ use super::{
     AppState,
     auth::{Reading, Training},
     error::{ApiError, ErrorEnvelope},
-    extract::{Id, IdempotencyHeader, IdempotencyKey, Query},
+    extract::{Id, IdempotencyHeader, IdempotencyKey, OptionalObject, Query},
     list::{List, Paging},
 };
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     inference::{Handle, Residency, Tier},
     service::{
         Fault, Problem,
-        adapters::{self, Form, Packing},
+        adapters::{self, Form, Merged, Packing},
     },
 };
 
@@ -255,7 +255,8 @@ pub async fn import(
 pub struct DownloadQuery {
     /// `zip` (default) or `tar`.
     pub format: Option<String>,
-    /// `lora`: as plain LoRA, where the method's change is one (AdaLoRA). Without it, in the method's own format.
+    /// `lora`: as plain LoRA, where the method's change is one (AdaLoRA). `gguf`: the same as llama.cpp's adapter file,
+    /// by itself. Without it, in the method's own format.
     pub r#as: Option<String>,
 }
 
@@ -284,38 +285,61 @@ pub async fn download(
     let form = match query.r#as.as_deref() {
         None => Form::Own,
         Some("lora") => Form::Lora,
-        Some(_) => return Err(Problem::invalid("as", "out_of_range", "as is not lora").into()),
+        Some("gguf") if query.format.is_some() => {
+            let message = "a gguf file is not packed: leave format out";
+            return Err(Problem::invalid("format", "unsupported_parameter", message).into());
+        }
+        Some("gguf") => Form::Gguf,
+        Some(_) => return Err(Problem::invalid("as", "out_of_range", "as is neither lora nor gguf").into()),
     };
     let record = state.service.adapter(&project, &id).await?;
     let bytes = state.service.export_adapter(&record, packing, form).await?;
+    let kind = if form == Form::Gguf { "gguf" } else { kind };
     let name = format!("attachment; filename=\"{}.{kind}\"", record.id);
     let headers = [(CONTENT_TYPE, "application/octet-stream".to_owned()), (CONTENT_DISPOSITION, name)];
     Ok((headers, bytes).into_response())
 }
 
-/// The base with the adapter merged into its weights, as the files of a Hugging Face directory in F32. The tokenizer is
-/// the base's. A quantised base is merged as its dequantised copy, and where the adapter changes an end of a tied model
-/// the two ends become two tensors. Methods that are no change of weights are refused with the reason.
+/// How a merged model is written. The body may be left out.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes the body in the document; the service reads it field by field")]
+pub struct MergeAdapter {
+    /// `safetensors` (default): a zip of config.json and model.safetensors in F32. `gguf`: one file for llama.cpp.
+    format: Option<String>,
+    /// Of a gguf file: `f16` (default), `f32`, `bf16`, `q8_0`, or `base`, each matrix as in the base's file.
+    outtype: Option<String>,
+}
+
+/// The base with the adapter merged into its weights: the files of a Hugging Face directory in F32, or a GGUF file with
+/// the base's tokenizer. A quantised base is merged as its dequantised copy, and where the adapter changes an end of a
+/// tied model the two ends become two tensors. Methods that are no change of weights are refused with the reason, and a
+/// base that was read from a directory has no GGUF file to be like.
 #[utoipa::path(post, path = "/v1/adapters/{adapter_id}/merge", operation_id = "mergeAdapter", tag = "adapters",
     params(("adapter_id" = String, Path, description = "`adapter-…`, or the model's name")),
+    request_body = Option<MergeAdapter>,
     responses(
-        (status = 200, description = "A zip of config.json and model.safetensors", content_type = "application/octet-stream",
-            body = String),
-        (status = 400, description = "The adapter cannot be merged", body = ErrorEnvelope),
+        (status = 200, description = "A zip of config.json and model.safetensors, or a GGUF file",
+            content_type = "application/octet-stream", body = String),
+        (status = 400, description = "The adapter cannot be merged, or a field is wrong", body = ErrorEnvelope),
         (status = 401, description = "No or a wrong key", body = ErrorEnvelope),
         (status = 403, description = "The key's scopes do not reach", body = ErrorEnvelope),
         (status = 404, description = "No such adapter, or its base is not here", body = ErrorEnvelope),
         (status = 409, description = "Its files are damaged in the store", body = ErrorEnvelope),
+        (status = 413, description = "The body is too large", body = ErrorEnvelope),
+        (status = 415, description = "The body is not JSON", body = ErrorEnvelope),
         (status = 422, description = "The merged model is above the limit of an answer", body = ErrorEnvelope),
     ))]
 pub async fn merge(
     State(state): State<AppState>,
     Training(caller): Training,
     Id(id): Id,
+    OptionalObject(body): OptionalObject,
 ) -> Result<Response, ApiError> {
+    let form = Merged::read(body)?;
     let record = state.service.adapter(&caller.project, &id).await?;
-    let bytes = state.service.merge_adapter(&record).await?;
-    let name = format!("attachment; filename=\"{}-merged.zip\"", record.id);
+    let bytes = state.service.merge_adapter(&record, form).await?;
+    let ending = if form == Merged::Safetensors { "zip" } else { "gguf" };
+    let name = format!("attachment; filename=\"{}-merged.{ending}\"", record.id);
     let headers = [(CONTENT_TYPE, "application/octet-stream".to_owned()), (CONTENT_DISPOSITION, name)];
     Ok((headers, bytes).into_response())
 }

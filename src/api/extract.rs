@@ -22,22 +22,52 @@ impl<S: Send + Sync> FromRequest<S> for JsonObject {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let kind = request.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-        if !kind.to_ascii_lowercase().starts_with("application/json") {
-            let message = format!("the body is {kind:?}, not application/json");
-            return Err(Problem::new(Fault::UnsupportedMedia, "unsupported_media_type", message).into());
+        check_kind(&kind(&request))?;
+        Ok(Self(object(&body(request, state).await?)?))
+    }
+}
+
+/// A JSON object that may be left out.
+pub struct OptionalObject(pub Map<String, Value>);
+
+impl<S: Send + Sync> FromRequest<S> for OptionalObject {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let kind = kind(&request);
+        let bytes = body(request, state).await?;
+        if bytes.is_empty() {
+            return Ok(Self(Map::new()));
         }
-        let bytes = Bytes::from_request(request, state).await.map_err(|_| {
-            let message = format!("the body broke off or is above the limit of {MAX_JSON} bytes");
-            Problem::new(Fault::TooLarge, "body_too_large", message)
-        })?;
-        match serde_json::from_slice(&bytes) {
-            Ok(Value::Object(fields)) => Ok(Self(fields)),
-            Ok(_) => Err(Problem::new(Fault::Invalid, "invalid_json", "the body is not a JSON object").into()),
-            Err(error) => {
-                Err(Problem::new(Fault::Invalid, "invalid_json", format!("the body is not JSON: {error}")).into())
-            }
-        }
+        check_kind(&kind)?;
+        Ok(Self(object(&bytes)?))
+    }
+}
+
+fn kind(request: &Request) -> String {
+    request.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned()
+}
+
+fn check_kind(kind: &str) -> Result<(), Problem> {
+    if kind.to_ascii_lowercase().starts_with("application/json") {
+        return Ok(());
+    }
+    let message = format!("the body is {kind:?}, not application/json");
+    Err(Problem::new(Fault::UnsupportedMedia, "unsupported_media_type", message))
+}
+
+async fn body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
+    Bytes::from_request(request, state).await.map_err(|_| {
+        let message = format!("the body broke off or is above the limit of {MAX_JSON} bytes");
+        Problem::new(Fault::TooLarge, "body_too_large", message)
+    })
+}
+
+fn object(bytes: &[u8]) -> Result<Map<String, Value>, Problem> {
+    match serde_json::from_slice(bytes) {
+        Ok(Value::Object(fields)) => Ok(fields),
+        Ok(_) => Err(Problem::new(Fault::Invalid, "invalid_json", "the body is not a JSON object")),
+        Err(error) => Err(Problem::new(Fault::Invalid, "invalid_json", format!("the body is not JSON: {error}"))),
     }
 }
 

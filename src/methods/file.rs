@@ -34,6 +34,8 @@ pub enum MethodError {
     Format(#[from] crate::formats::FormatError),
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+    #[error(transparent)]
+    Model(#[from] crate::model::ModelError),
 }
 
 /// A config as PEFT writes it: keys sorted, indent 2.

@@ -184,6 +184,18 @@ pub fn as_lora(files: &AdapterFiles, base: &BaseInfo) -> Result<AdapterFiles, Me
     of(&spec_of(files)?).as_lora(files, base)
 }
 
+/// The adapter as llama.cpp's adapter file, where its method's change is plain LoRA.
+pub fn as_gguf(files: &AdapterFiles, base: &Base) -> Result<Vec<u8>, MethodError> {
+    if score::split(files)?.is_some() {
+        return Err(MethodError::Unsupported("llama.cpp's adapters have no head of their own".into()));
+    }
+    let files = as_lora(files, &base.info)?;
+    match spec_of(&files)? {
+        MethodSpec::Lora(spec) => lora::gguf::write(&spec, &files, base),
+        _ => Err(MethodError::Unsupported("the adapter is no plain LoRA".into())),
+    }
+}
+
 /// An adapter as a change of the base's weights, from its files.
 pub fn merge(files: &AdapterFiles, base: &Base) -> Result<Box<dyn Merge>, MethodError> {
     if score::split(files)?.is_some() {

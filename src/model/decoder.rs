@@ -17,6 +17,7 @@ use super::{
     cache::KvBudget,
     chunked,
     config::ModelConfig,
+    gguf::Origin,
     guide::guide,
     load,
     mlp::Mlp,
@@ -44,6 +45,8 @@ pub struct Base {
     head: Linear,
     /// config.json of the model, or why it has none.
     pub(super) config_json: Arc<std::result::Result<Value, String>>,
+    /// Of bases from a GGUF file.
+    pub(super) origin: Option<Arc<Origin>>,
     forwards: Arc<AtomicU64>,
     device: Device,
 }
@@ -168,11 +171,11 @@ impl Base {
     }
 
     pub(super) fn assemble(info: BaseInfo, config: ModelConfig, parts: Parts) -> Self {
-        let Parts { embed, layers, norm, head, config_json } = parts;
+        let Parts { embed, layers, norm, head, config_json, origin } = parts;
         let ropes = [config.rope].into_iter().chain(config.local_rope).collect();
         let (eps, embed_scale, forwards) = (config.eps, config.embed_scale, Arc::default());
-        let (config_json, device) = (Arc::new(config_json), Device::Cpu);
-        Self { info, eps, ropes, layers, embed, embed_scale, norm, head, config_json, forwards, device }
+        let (config_json, origin, device) = (Arc::new(config_json), origin.map(Arc::new), Device::Cpu);
+        Self { info, eps, ropes, layers, embed, embed_scale, norm, head, config_json, origin, forwards, device }
     }
 
     /// The same resident weights, their products made in another precision.
@@ -377,4 +380,5 @@ pub(super) struct Parts {
     pub norm: Arc<Vec<f32>>,
     pub head: Linear,
     pub config_json: std::result::Result<Value, String>,
+    pub origin: Option<Origin>,
 }

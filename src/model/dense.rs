@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Families whose tensors are just those of `Layer`.
-const FAMILIES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
+pub(super) const FAMILIES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
 
 /// config.json of a GGUF's model, or why there is none.
 pub fn config_of_gguf(gguf: &Gguf, config: &ModelConfig, vocab: usize) -> std::result::Result<Value, String> {

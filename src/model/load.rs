@@ -11,6 +11,7 @@ use super::{
     config::{ModelConfig, Norms},
     decoder::{Base, Layer, Parts},
     dense,
+    gguf::{self, Origin},
     mlp::Mlp,
     ops::Attention,
     weight::Weight,
@@ -31,54 +32,12 @@ struct GgufTensors(Gguf);
 
 impl Tensors for GgufTensors {
     fn view(&self, name: &str) -> Option<(TensorView<'_>, Bytes)> {
-        let name = self.name(name)?;
+        let name = gguf::name(name, |name| self.0.tensor(name).is_some())?;
         Some((self.0.tensor(&name)?, self.0.tensor_bytes(&name)?))
     }
 
     fn is_interleaved(&self) -> bool {
-        self.0.str("general.architecture") == Some("llama")
-    }
-}
-
-impl GgufTensors {
-    /// `model.layers.3.mlp.up_proj.weight` is `blk.3.ffn_up.weight`.
-    fn name(&self, name: &str) -> Option<String> {
-        let (module, kind) = name.rsplit_once('.')?;
-        let short = match module {
-            "model.embed_tokens" => "token_embd".to_owned(),
-            "model.norm" => "output_norm".to_owned(),
-            "lm_head" => "output".to_owned(),
-            _ => {
-                let (layer, module) = module.strip_prefix("model.layers.")?.split_once('.')?;
-                let short = match module {
-                    "self_attn.q_proj" => "attn_q",
-                    "self_attn.k_proj" => "attn_k",
-                    "self_attn.v_proj" => "attn_v",
-                    "self_attn.o_proj" => "attn_output",
-                    "self_attn.q_norm" => "attn_q_norm",
-                    "self_attn.k_norm" => "attn_k_norm",
-                    "mlp.gate_proj" => "ffn_gate",
-                    "mlp.up_proj" => "ffn_up",
-                    "mlp.down_proj" => "ffn_down",
-                    "self_attn.qkv_proj" => "attn_qkv",
-                    // Without a gate of its own, it holds the gate too.
-                    "mlp.gate_up_proj" if self.lacks(layer, "ffn_gate") => "ffn_up",
-                    "input_layernorm" => "attn_norm",
-                    "pre_feedforward_layernorm" => "ffn_norm",
-                    "post_feedforward_layernorm" => "post_ffw_norm",
-                    // Gemma's stands behind the attention, the others' before the feed-forward block.
-                    "post_attention_layernorm" if self.lacks(layer, "post_attention_norm") => "ffn_norm",
-                    "post_attention_layernorm" => "post_attention_norm",
-                    _ => return None,
-                };
-                format!("blk.{layer}.{short}")
-            }
-        };
-        Some(format!("{short}.{kind}"))
-    }
-
-    fn lacks(&self, layer: &str, module: &str) -> bool {
-        self.0.tensor(&format!("blk.{layer}.{module}.weight")).is_none()
+        self.0.str("general.architecture").is_some_and(gguf::is_paired)
     }
 }
 
@@ -114,7 +73,7 @@ impl Held {
     }
 
     /// Weights of another kind are another base.
-    fn hash(self, file: String) -> String {
+    pub(super) fn hash(self, file: String) -> String {
         match self.storage() {
             None => file,
             Some(storage) => hex::encode(Sha256::digest(format!("{} {file}", storage.name()))),
@@ -134,7 +93,8 @@ fn open_gguf(id: &str, path: &Path, held: Held) -> Result<Arc<Base>, ModelError>
     let hash = hash_file(path)?;
     let vocab = gguf.tensor("token_embd.weight").and_then(|embed| embed.shape.first().copied()).unwrap_or_default();
     let config_json = dense::config_of_gguf(&gguf, &config, vocab);
-    build(id, (config, config_json), hash, has_chat_template, &GgufTensors(gguf), held)
+    let origin = Some(Origin { path: path.to_owned(), held });
+    build(id, (config, config_json, origin), hash, has_chat_template, &GgufTensors(gguf), held)
 }
 
 fn open_dir(id: &str, dir: &Path, held: Held) -> Result<Arc<Base>, ModelError> {
@@ -161,7 +121,7 @@ fn open_dir(id: &str, dir: &Path, held: Held) -> Result<Arc<Base>, ModelError> {
         .is_ok_and(|t| serde_json::from_slice::<Value>(&t).is_ok_and(|v| !v["chat_template"].is_null()));
     let has_chat_template = in_config || dir.join("chat_template.jinja").exists();
     let hash = hex::encode(hash.finalize());
-    build(id, (config, Ok(json)), hash, has_chat_template, &SafetensorsDir(files), held)
+    build(id, (config, Ok(json), None), hash, has_chat_template, &SafetensorsDir(files), held)
 }
 
 fn io(path: &Path, source: std::io::Error) -> ModelError {
@@ -172,7 +132,7 @@ fn read(path: &Path) -> Result<Vec<u8>, ModelError> {
     fs::read(path).map_err(|source| io(path, source))
 }
 
-fn hash_file(path: &Path) -> Result<String, ModelError> {
+pub(super) fn hash_file(path: &Path) -> Result<String, ModelError> {
     let mut file = fs::File::open(path).map_err(|source| io(path, source))?;
     let mut hash = Sha256::new();
     std::io::copy(&mut file, &mut HashWriter(&mut hash)).map_err(|source| io(path, source))?;
@@ -278,14 +238,9 @@ impl Loader<'_> {
     fn linear(&self, info: &BaseInfo, layer: usize, site: Site) -> Result<Linear, ModelError> {
         let (rows, cols) = info.shape(site);
         let (mut weight, mut bias) = self.stored(info, layer, site)?;
-        // Heads whose rows stand pair by pair.
-        let pairs = match site {
-            Site::Q => Some(info.heads),
-            Site::K => Some(info.kv_heads),
-            _ => None,
-        };
+        let pairs = gguf::paired_heads(site, info.heads, info.kv_heads);
         if let Some(heads) = pairs.filter(|_| self.tensors.is_interleaved()) {
-            let order: Vec<usize> = halves_order(rows, heads).collect();
+            let order: Vec<usize> = gguf::halves_order(rows, heads).collect();
             let moved: Vec<u8> = order.iter().flat_map(|row| weight.row_bytes(*row, 1)).copied().collect();
             weight = Weight::new(weight.storage, rows, cols, moved.into());
             bias = bias.map(|b| order.iter().map(|row| b[*row]).collect());
@@ -300,19 +255,9 @@ impl Loader<'_> {
 const QKV: &str = "self_attn.qkv_proj";
 const GATE_UP: &str = "mlp.gate_up_proj";
 
-/// The stored row of each row in Hugging Face order: inside a head, stored row `2i + h` is half `h`'s row `i`.
-fn halves_order(rows: usize, heads: usize) -> impl Iterator<Item = usize> {
-    let head = rows / heads;
-    (0..rows).map(move |row| {
-        let (start, at) = (row / head * head, row % head);
-        let (half, i) = (at / (head / 2), at % (head / 2));
-        start + 2 * i + half
-    })
-}
-
 fn build(
     id: &str,
-    (config, config_json): (ModelConfig, Result<Value, String>),
+    (config, config_json, origin): (ModelConfig, Result<Value, String>, Option<Origin>),
     hash: String,
     has_chat_template: bool,
     tensors: &dyn Tensors,
@@ -352,7 +297,7 @@ fn build(
     let norm = loader.norm("model.norm.weight", config.hidden)?;
     info.storage = storage_name(&layers).to_owned();
     let head = Linear::new(head.unwrap_or_else(|| embed.clone()));
-    let mut base = Base::assemble(info, config, Parts { embed, layers, norm, head, config_json });
+    let mut base = Base::assemble(info, config, Parts { embed, layers, norm, head, config_json, origin });
     base.info.parameters = base.count();
     Ok(Arc::new(base))
 }

@@ -16,6 +16,7 @@ pub mod kernels;
 mod chunked;
 mod config;
 mod dense;
+pub mod gguf;
 mod guide;
 mod load;
 mod nf4;

@@ -1,6 +1,9 @@
 //! Adapters in and out.
 
-use super::{Fault, Problem, Service, catalogue::Model, once::remembered};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::{Fault, Problem, Service, catalogue::Model, fields::read, once::remembered};
 use crate::{
     db::Once,
     domain::{AdapterRecord, Caller, MethodSpec, id},
@@ -8,6 +11,7 @@ use crate::{
     inference::{CONFIG, MANIFEST, WEIGHTS, read_adapter, sha256},
     jobs::{now, publish_adapter},
     methods::{self, AdapterFiles, MethodError},
+    model::gguf::Outtype,
     storage::Key,
 };
 
@@ -31,6 +35,46 @@ pub enum Form {
     Own,
     /// As plain LoRA, where the change is one.
     Lora,
+    /// The same as llama.cpp's adapter file, which is not packed.
+    Gguf,
+}
+
+/// What a merged model is written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Merged {
+    /// A zip of the files of a Hugging Face directory.
+    Safetensors,
+    Gguf(Outtype),
+}
+
+/// The body of a merge.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MergeBody {
+    format: Option<String>,
+    outtype: Option<String>,
+}
+
+impl Merged {
+    /// What a request's body asks for.
+    pub fn read(body: Map<String, Value>) -> Result<Self, Problem> {
+        let body: MergeBody = read(body)?;
+        match (body.format.as_deref(), body.outtype.as_deref()) {
+            (None | Some("safetensors"), None) => Ok(Self::Safetensors),
+            (Some("gguf"), outtype) => match Outtype::parse(outtype.unwrap_or("f16")) {
+                Some(outtype) => Ok(Self::Gguf(outtype)),
+                None => {
+                    let message = "outtype is none of f32, f16, bf16, q8_0 and base";
+                    Err(Problem::invalid("outtype", "out_of_range", message))
+                }
+            },
+            (None | Some("safetensors"), Some(_)) => {
+                let message = "outtype says how a gguf file stores its weights; safetensors are F32";
+                Err(Problem::invalid("outtype", "unsupported_parameter", message))
+            }
+            (Some(_), _) => Err(Problem::invalid("format", "out_of_range", "format is neither safetensors nor gguf")),
+        }
+    }
 }
 
 /// A PEFT directory to be imported.
@@ -97,7 +141,7 @@ impl Service {
         })
     }
 
-    /// PEFT's directory, packed.
+    /// PEFT's directory, packed, or one file of llama.cpp's.
     pub async fn export_adapter(
         &self,
         record: &AdapterRecord,
@@ -105,12 +149,15 @@ impl Service {
         form: Form,
     ) -> Result<Vec<u8>, Problem> {
         let (_, mut files) = read_adapter(&self.store, &record.generation).await?;
-        if form == Form::Lora {
-            let model = self.model(&record.project, &record.model).await?;
-            let base = model.resident.base.info.clone();
-            let folded = tokio::task::spawn_blocking(move || methods::as_lora(&files, &base));
-            let folded = folded.await.map_err(Problem::internal)?;
-            files = folded.map_err(|error| Problem::invalid("as", "unsupported", error.to_string()))?;
+        let unsupported = |error: MethodError| Problem::invalid("as", "unsupported", error.to_string());
+        if form != Form::Own {
+            let base = self.model(&record.project, &record.model).await?.resident.base;
+            if form == Form::Gguf {
+                let written = tokio::task::spawn_blocking(move || methods::as_gguf(&files, &base));
+                return written.await.map_err(Problem::internal)?.map_err(unsupported);
+            }
+            let folded = tokio::task::spawn_blocking(move || methods::as_lora(&files, &base.info));
+            files = folded.await.map_err(Problem::internal)?.map_err(unsupported)?;
         }
         let packed = tokio::task::spawn_blocking(move || {
             let files = methods::directory(files)?;
@@ -122,8 +169,8 @@ impl Service {
         packed.await.map_err(Problem::internal)?.map_err(|error: MethodError| Problem::internal(error))
     }
 
-    /// The base with the adapter in its weights, packed: config.json and model.safetensors.
-    pub async fn merge_adapter(&self, record: &AdapterRecord) -> Result<Vec<u8>, Problem> {
+    /// The base with the adapter in its weights: a zip of config.json and model.safetensors, or a GGUF file.
+    pub async fn merge_adapter(&self, record: &AdapterRecord, form: Merged) -> Result<Vec<u8>, Problem> {
         let resident = self.bases.get(&record.parent).ok_or_else(|| Problem::model_not_found(&record.model))?;
         let base = resident.base.clone();
         let bytes = 4 * base.info.parameters;
@@ -133,9 +180,16 @@ impl Service {
         }
         let (_, files) = read_adapter(&self.store, &record.generation).await?;
         let work = move || {
-            let merged = methods::merged::directory(&files, &base);
-            let merged = merged.map_err(|error| Problem { code: Some("not_mergeable".to_owned()), ..error.into() });
-            archive::write_zip(&merged.map_err(|problem: Problem| problem.at("adapter_id"))?).map_err(Problem::internal)
+            let refused = |error: MethodError| {
+                Problem { code: Some("not_mergeable".to_owned()), ..error.into() }.at("adapter_id")
+            };
+            match form {
+                Merged::Gguf(outtype) => methods::merged::gguf(&files, &base, outtype).map_err(refused),
+                Merged::Safetensors => {
+                    let merged = methods::merged::directory(&files, &base).map_err(refused)?;
+                    archive::write_zip(&merged).map_err(Problem::internal)
+                }
+            }
         };
         tokio::task::spawn_blocking(work).await.map_err(Problem::internal)?
     }

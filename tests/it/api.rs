@@ -9,6 +9,8 @@ mod estimate;
 mod feedback;
 mod fold;
 mod format;
+mod full;
+mod gguf;
 mod graders;
 mod idempotency;
 mod lists;

@@ -4,8 +4,12 @@ use std::{fs, sync::Arc};
 
 use attune::{
     domain::MethodSpec,
+    formats::gguf::Gguf,
     methods::{self, AdapterFiles, merged},
-    model::{Base, Batch, Hook, Sequence},
+    model::{
+        Base, Batch, Hook, Sequence,
+        gguf::{self, Outtype},
+    },
 };
 use candle_core::{Device, Tensor, quantized::GgmlDType};
 use serde_json::{Value, json};
@@ -44,13 +48,13 @@ fn moved(adapter: &Value, base: &Base) -> AdapterFiles {
     method.export().unwrap()
 }
 
-fn scores(base: &Base, hook: Option<Arc<dyn Hook>>) -> Tensor {
+pub fn scores(base: &Base, hook: Option<Arc<dyn Hook>>) -> Tensor {
     let sequences = vec![Sequence { tokens: &TOKENS, hook: hook.clone(), cache: None }];
     let hidden = base.forward(&mut Batch { sequences, train: None }).unwrap();
     base.logits(&hidden, hook.as_deref()).unwrap()
 }
 
-fn far(a: &Tensor, b: &Tensor) -> f32 {
+pub fn far(a: &Tensor, b: &Tensor) -> f32 {
     let most = |x: &Tensor| x.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
     most(&(a - b).unwrap()) / most(b)
 }
@@ -100,4 +104,99 @@ fn what_is_no_change_of_weights_is_refused() {
     let files = moved(&json!({"type": "prompt_tuning", "num_virtual_tokens": 4}), base);
     let refusal = merged::directory(&files, base).unwrap_err().to_string();
     assert!(refusal.contains("no change of the base's weights"), "{refusal}");
+}
+
+/// A base in a file of llama.cpp's order, with a tokenizer.
+fn file_base(dir: &std::path::Path) -> Arc<Base> {
+    let path = dir.join("base.gguf");
+    quantised::write(&Tiny::default(), &path, GgmlDType::Q4_1);
+    Base::open("file", &path).unwrap()
+}
+
+#[test]
+fn merged_gguf_files_are_read_back_as_the_adapter() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = file_base(dir.path());
+    let rows = [
+        (json!({"r": 3, "alpha": 7, "use_rslora": true, "rank_pattern": {"q_proj": 2}}), false),
+        (json!({"type": "dora", "r": 3, "alpha": 7}), false),
+        (json!({"type": "ia3"}), false),
+        (json!({"r": 3, "alpha": 7, "target_modules": ["v_proj", "lm_head"]}), true),
+        (json!({"r": 3, "alpha": 7, "target_modules": ["v_proj", "embed_tokens"]}), true),
+    ];
+    for (adapter, changes_ends) in &rows {
+        let files = moved(adapter, &base);
+        let expected = scores(&base, Some(methods::load(&files, &base).unwrap()));
+        let alone = far(&scores(&base, None), &expected);
+        for (outtype, limit) in [
+            (Outtype::F32, 1e-5),
+            (Outtype::F16, 5e-3),
+            (Outtype::Bf16, 4e-2),
+            (Outtype::Q8_0, 5e-2),
+            // Four bits again: nearer to the adapter than the base is, and no more is promised.
+            (Outtype::Base, alone),
+        ] {
+            let path = dir.path().join("merged.gguf");
+            fs::write(&path, merged::gguf(&files, &base, outtype).unwrap()).unwrap();
+            let merged = Base::open("merged", &path).unwrap();
+            let apart = far(&scores(&merged, None), &expected);
+            assert!(apart < limit, "{adapter} {outtype:?}: {apart}, the base {alone}");
+            assert_eq!(merged.info.tied, !changes_ends, "{adapter} {outtype:?}");
+            let (ours, theirs) = (Gguf::open(&path).unwrap(), Gguf::open(&dir.path().join("base.gguf")).unwrap());
+            for (key, value) in theirs.metadata.iter().filter(|(key, _)| *key != "general.file_type") {
+                assert_eq!(ours.metadata.get(key), Some(value), "{key}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_has_no_gguf_file_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, folder) = (file_base(dir.path()), &bases()[0]);
+    let lora = json!({"r": 3, "alpha": 7});
+    let refusal = merged::gguf(&moved(&lora, folder), folder, Outtype::F16).unwrap_err().to_string();
+    assert!(refusal.contains("read from a directory"), "{refusal}");
+    for (adapter, part) in [
+        (json!({"type": "dora", "r": 3, "alpha": 7}), "not a low-rank matrix"),
+        (json!({"type": "ia3"}), "not a low-rank matrix"),
+        (json!({"r": 3, "alpha": 7, "target_modules": ["v_proj", "lm_head"]}), "tied base"),
+        (json!({"r": 3, "alpha": 7, "target_modules": ["v_proj", "embed_tokens"]}), "adapted embedding"),
+        (json!({"r": 3, "alpha": 7, "modules_to_save": ["model.norm"]}), "saved modules"),
+    ] {
+        let refusal = methods::as_gguf(&moved(&adapter, &file), &file).unwrap_err().to_string();
+        assert!(refusal.contains(part), "{adapter}: {refusal}");
+    }
+}
+
+/// A and B as llama.cpp applies them: alpha over the rank of each pair, rows of q and k pair by pair.
+#[test]
+fn lora_in_llama_cpps_file_is_the_same_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = file_base(dir.path());
+    let adapter = json!({"r": 4, "alpha": 7, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"down_proj": 3}});
+    let spec = MethodSpec::from_json(&adapter).unwrap();
+    let MethodSpec::Lora(lora) = &spec else { panic!() };
+    let files = moved(&adapter, &base);
+    let written = Gguf::from_bytes(methods::as_gguf(&files, &base).unwrap()).unwrap();
+    assert_eq!((written.str("general.type"), written.str("adapter.type")), (Some("adapter"), Some("lora")));
+    assert_eq!(written.str("general.architecture"), Some("llama"));
+    let alpha = written.f64("adapter.lora.alpha").unwrap();
+    let stored = candle_core::safetensors::load_buffer(&files.weights, &Device::Cpu).unwrap();
+    let tensor = |name: &str| {
+        let view = written.tensor(name).unwrap_or_else(|| panic!("{name}"));
+        Tensor::from_vec(view.to_f32().unwrap(), view.shape, &Device::Cpu).unwrap()
+    };
+    for target in lora.targets(&base.info).unwrap() {
+        let hf = format!("{}.weight", target.site.path(target.layer));
+        let name = gguf::name(&hf, |_| true).unwrap();
+        let (a, b) = (tensor(&format!("{name}.lora_a")), tensor(&format!("{name}.lora_b")));
+        let found = b.matmul(&a).unwrap().affine(alpha / a.dim(0).unwrap() as f64, 0.0).unwrap();
+        let module = format!("base_model.model.{}", target.site.path(target.layer));
+        let of = |part: &str| stored[&format!("{module}.{part}.weight")].clone();
+        let change = of("lora_B").matmul(&of("lora_A")).unwrap().affine(target.scale, 0.0).unwrap();
+        let expected = base.gguf_rows(target.site, &change).unwrap();
+        assert!(far(&found, &expected) < 1e-5, "{name}");
+    }
+    assert_eq!(written.tensor_names().count(), 2 * 7 * base.info.layers);
 }

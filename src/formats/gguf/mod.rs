@@ -4,8 +4,9 @@
 //! left, products and offsets with checked arithmetic, tensors against the end of the file and each other.
 
 mod cursor;
+pub mod write;
 
-use std::path::Path;
+use std::{ops::Range, path::Path};
 
 use bytes::Bytes;
 use indexmap::IndexMap;
@@ -18,6 +19,8 @@ const MAX_HEADER: usize = 64 << 20;
 const MAX_ENTRIES: u64 = 65_536;
 const MAX_ALIGNMENT: u64 = 1 << 20;
 const DEFAULT_ALIGNMENT: u64 = 32;
+/// GGUF's number for the type of a string.
+const STRING: u32 = 8;
 
 /// A metadata value.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +37,8 @@ pub enum Value {
 pub struct Gguf {
     pub metadata: IndexMap<String, Value>,
     tensors: IndexMap<String, Entry>,
+    /// Where each value's type and bytes lie.
+    raw: IndexMap<String, Range<usize>>,
     bytes: Bytes,
 }
 
@@ -68,11 +73,11 @@ impl Gguf {
         }
         let n_tensors = count(&mut cursor, "tensors")?;
         let n_values = count(&mut cursor, "metadata values")?;
-        let metadata = read_metadata(&mut cursor, n_values)?;
+        let (metadata, raw) = read_metadata(&mut cursor, n_values)?;
         let align = alignment(&metadata)?;
         let tensors = read_tensors(&mut cursor, n_tensors, align, bytes.len())?;
         check_overlap(&tensors)?;
-        Ok(Gguf { metadata, tensors, bytes })
+        Ok(Gguf { metadata, tensors, raw, bytes })
     }
 
     /// One tensor, by its name in the file.
@@ -166,17 +171,22 @@ fn count(cursor: &mut Cursor, what: &str) -> Result<u64, FormatError> {
     Ok(n)
 }
 
-fn read_metadata(cursor: &mut Cursor, n: u64) -> Result<IndexMap<String, Value>, FormatError> {
-    let mut metadata = IndexMap::new();
+type Found = (IndexMap<String, Value>, IndexMap<String, Range<usize>>);
+
+/// The values, and where each lies.
+fn read_metadata(cursor: &mut Cursor, n: u64) -> Result<Found, FormatError> {
+    let (mut metadata, mut raw) = (IndexMap::new(), IndexMap::new());
     for _ in 0..n {
         let key = cursor.string("a metadata key")?;
+        let start = cursor.position();
         let value = cursor.value(&key)?;
         if metadata.contains_key(&key) {
             return Err(FormatError::Invalid(format!("gguf header: the key {key} is there twice")));
         }
+        raw.insert(key.clone(), start..cursor.position());
         metadata.insert(key, value);
     }
-    Ok(metadata)
+    Ok((metadata, raw))
 }
 
 fn alignment(metadata: &IndexMap<String, Value>) -> Result<u64, FormatError> {
@@ -296,6 +306,11 @@ fn storage_of(ggml_type: u32) -> Option<Storage> {
         30 => Storage::BF16,
         _ => return None,
     })
+}
+
+/// The number of a type in files; none for what they cannot hold.
+fn ggml_type(storage: Storage) -> Option<u32> {
+    (0..=30).find(|kind| storage_of(*kind) == Some(storage))
 }
 
 /// The name of a type that we do not read.

@@ -1,6 +1,7 @@
 //! Low-rank adaptation: two small matrices beside each chosen module.
 
 pub(super) mod config;
+pub(super) mod gguf;
 pub(super) mod init;
 pub(super) mod layer;
 mod pissa;

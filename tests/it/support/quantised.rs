@@ -1,4 +1,4 @@
-//! A model directory's weights as a GGUF file with block-quantised linears.
+//! A model directory's weights and tokenizer as a GGUF file with block-quantised linears.
 
 use std::{collections::HashMap, fs::File, path::Path};
 
@@ -8,7 +8,7 @@ use candle_core::{
     safetensors,
 };
 
-use super::tiny::Tiny;
+use super::tiny::{SPECIALS, TEMPLATE, Tiny, byte_chars};
 
 const NAMES: [(&str, &str); 12] = [
     ("model.layers.", "blk."),
@@ -45,6 +45,10 @@ pub fn write(tiny: &Tiny, path: &Path, dtype: GgmlDType) {
         .collect();
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
     let number = |n: usize| gguf_file::Value::U32(n as u32);
+    let word = |text: &str| gguf_file::Value::String(text.into());
+    let bytes = byte_chars();
+    let tokens = bytes.iter().map(|c| word(&c.to_string())).chain(SPECIALS.map(word)).collect();
+    let kinds = bytes.iter().map(|_| 1).chain(SPECIALS.map(|_| 3)).map(gguf_file::Value::I32).collect();
     let metadata = [
         ("general.architecture", gguf_file::Value::String("llama".into())),
         ("llama.embedding_length", number(tiny.hidden)),
@@ -55,6 +59,14 @@ pub fn write(tiny: &Tiny, path: &Path, dtype: GgmlDType) {
         ("llama.attention.key_length", number(tiny.head_dim)),
         ("llama.context_length", number(tiny.context)),
         ("llama.attention.layer_norm_rms_epsilon", gguf_file::Value::F32(1e-5)),
+        ("tokenizer.ggml.model", word("gpt2")),
+        ("tokenizer.ggml.tokens", gguf_file::Value::Array(tokens)),
+        ("tokenizer.ggml.token_type", gguf_file::Value::Array(kinds)),
+        ("tokenizer.ggml.merges", gguf_file::Value::Array(Vec::new())),
+        ("tokenizer.ggml.bos_token_id", number(256)),
+        ("tokenizer.ggml.eos_token_id", number(258)),
+        ("tokenizer.ggml.add_bos_token", gguf_file::Value::Bool(false)),
+        ("tokenizer.chat_template", word(TEMPLATE)),
     ];
     let metadata: Vec<(&str, &gguf_file::Value)> = metadata.iter().map(|(key, value)| (*key, value)).collect();
     let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();

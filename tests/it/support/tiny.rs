@@ -43,6 +43,9 @@ impl Default for Tiny {
 
 /// 256 byte tokens, then these.
 pub const SPECIALS: [&str; 4] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"];
+/// Their chat template.
+pub const TEMPLATE: &str = "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}\
+                            <|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 pub const VOCAB: usize = 256 + SPECIALS.len();
 
 impl Tiny {
@@ -157,7 +160,7 @@ impl Random {
 }
 
 /// GPT-2's printable stand-in for each byte.
-fn byte_chars() -> Vec<char> {
+pub fn byte_chars() -> Vec<char> {
     let printable = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);
     let mut next = 256;
     (0..256u32)
@@ -196,7 +199,6 @@ fn tokenizer() -> Value {
 fn tokenizer_config() -> Value {
     json!({
         "bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "pad_token": "<|pad|>", "add_bos_token": false,
-        "chat_template": "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}\
-                          <|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        "chat_template": TEMPLATE,
     })
 }
