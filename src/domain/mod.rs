@@ -38,7 +38,7 @@ pub use labelling::{
 pub use observer::{Control, Live, Observer, Snapshot};
 pub use rollout::Completion;
 pub use spec::{
-    AdaLoraSpec, DoraSpec, Hyperparameters, Ia3Spec, LoraSpec, MethodSpec, MoeLoraSpec, ObjectiveSpec, PTuningSpec,
-    PTuningV2Spec, PrefixTuningSpec, PromptTuningSpec, SpecError, TrainSpec, Training, TrainingRequest, UnipeltSpec,
-    XloraSpec,
+    AdaLoraSpec, DoraSpec, FullSpec, Hyperparameters, Ia3Spec, LoraSpec, MethodSpec, MoeLoraSpec, ObjectiveSpec,
+    PTuningSpec, PTuningV2Spec, PrefixTuningSpec, PromptTuningSpec, SpecError, TrainSpec, Training, TrainingRequest,
+    UnipeltSpec, XloraSpec,
 };

@@ -6,6 +6,7 @@ mod config;
 pub mod dora;
 mod dropout;
 pub mod file;
+pub mod full;
 pub mod ia3;
 pub mod lora;
 pub mod merged;
@@ -148,6 +149,7 @@ fn of(spec: &MethodSpec) -> &dyn Method {
         MethodSpec::AdaLora(spec) => spec,
         MethodSpec::Ia3(spec) => spec,
         MethodSpec::Xlora(spec) => spec,
+        MethodSpec::Full(spec) => spec,
         // The same arithmetic and files: what is under it does not matter.
         MethodSpec::Qlora(spec) => &spec.lora,
     }
@@ -220,6 +222,7 @@ pub fn spec_of(files: &AdapterFiles) -> Result<MethodSpec, MethodError> {
         Some("ADALORA") => Ok(MethodSpec::AdaLora(adalora::spec_of(&config)?)),
         Some("IA3") => Ok(MethodSpec::Ia3(ia3::spec_of(&config)?)),
         Some("XLORA") => Ok(MethodSpec::Xlora(xlora::spec_of(&config)?)),
+        Some("FULL") => Ok(MethodSpec::Full(full::spec_of(&config)?)),
         Some("UNIPELT") => Ok(MethodSpec::Unipelt(unipelt::spec_of(&config)?)),
         Some(other) => match moe_lora::variant(other) {
             Some(variant) => Ok(MethodSpec::MoeLora(moe_lora::spec_of(variant, &config)?)),

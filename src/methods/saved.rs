@@ -84,6 +84,11 @@ pub struct Saved {
 }
 
 impl Saved {
+    /// Full copies of modules.
+    pub fn of(modules: Vec<(SavedModule, Tensor)>) -> Self {
+        Self { modules, ..Self::default() }
+    }
+
     pub fn module(&self, module: SavedModule) -> Option<&Tensor> {
         self.modules.iter().find(|(found, _)| *found == module).map(|(_, tensor)| tensor)
     }

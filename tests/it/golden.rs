@@ -21,10 +21,12 @@ struct Case {
     name: &'static str,
     adapter: Value,
     weight_decay: f64,
+    /// How far the last values may be.
+    limit: f32,
 }
 
 fn cases() -> Vec<Case> {
-    let case = |name, adapter| Case { name, adapter, weight_decay: 0.01 };
+    let case = |name, adapter| Case { name, adapter, weight_decay: 0.01, limit: 1e-5 };
     vec![
         case("lora_qv", json!({"type": "lora", "r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]})),
         case("dora_all", json!({"type": "dora", "r": 4, "alpha": 8})),
@@ -54,6 +56,8 @@ fn cases() -> Vec<Case> {
         ),
         case("ia3", json!({"type": "ia3"})),
         case("adalora", adalora()),
+        // Adam makes much of the last bits of a gradient that is nearly zero, and some of sixty thousand are.
+        Case { limit: 1e-3, ..case("full", json!({"type": "full"})) },
     ]
 }
 
@@ -259,11 +263,11 @@ fn twenty_steps_agree() {
             }
         }
         let found = safetensors::load_buffer(&finished.weights, &Device::Cpu).unwrap();
-        compare(case_name, &found, &case.tensors("adapter_final/adapter_model.safetensors"));
+        compare(&case, &found, &case.tensors("adapter_final/adapter_model.safetensors"));
         if case.is_encoded() {
             let weights = trainer_tensors(recorder.snapshots.last().unwrap()).into_iter();
             let weights = weights.filter_map(|(name, tensor)| Some((name.strip_prefix("w.")?.to_owned(), tensor)));
-            compare(case_name, &weights.collect(), &case.tensors("encoder_final.safetensors"));
+            compare(&case, &weights.collect(), &case.tensors("encoder_final.safetensors"));
         }
     }
 }
@@ -271,7 +275,8 @@ fn twenty_steps_agree() {
 /// After each step that prunes: a run's checkpoints hold the singular values, and those of pruned triplets are zero.
 #[test]
 fn adalora_prunes_what_peft_prunes() {
-    let (base, rows, case) = (base(), rows(), Case { name: "adalora", adapter: adalora(), weight_decay: 0.01 });
+    let case = Case { name: "adalora", adapter: adalora(), weight_decay: 0.01, limit: 1e-5 };
+    let (base, rows) = (base(), rows());
     let spec = case.spec(&base);
     let first = case.first_snapshot(&base, &spec, &rows);
     let (_, recorder) = finish(&base, &spec, &rows, From { resume: Some(&first), ..From::default() });
@@ -296,10 +301,14 @@ fn adalora_prunes_what_peft_prunes() {
 }
 
 #[track_caller]
-fn compare(case: &str, found: &Tensors, expected: &Tensors) {
-    assert_eq!(found.len(), expected.len(), "{case}");
+fn compare(case: &Case, found: &Tensors, expected: &Tensors) {
+    assert_eq!(found.len(), expected.len(), "{}", case.name);
     for (name, expected) in expected {
-        assert!(largest_difference(&found[name], expected) < 1e-5, "{case}: {name}");
+        let found = &found[name];
+        let most = largest_difference(found, expected);
+        assert!(most < case.limit, "{}: {name}: {most}", case.name);
+        let square = (found - expected).unwrap().sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(square.sqrt() < 5e-5, "{}: {name}: {} on average", case.name, square.sqrt());
     }
 }
 

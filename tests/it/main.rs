@@ -14,6 +14,7 @@ mod ends;
 mod estimate;
 mod experts;
 mod formats;
+mod full;
 mod golden;
 mod heads;
 mod ia3;

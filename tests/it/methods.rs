@@ -97,6 +97,8 @@ fn table() -> Vec<Row> {
             )
         },
         lora(json!({"type": "qlora", "r": 3, "alpha": 4})),
+        // The base only up to rounding: its products are another op's.
+        Row { fresh_is_base: false, is_random: false, rate: 3e-3, ..lora(json!({"type": "full"})) },
         // The base only up to rounding: `pissa.rs` has more.
         Row {
             fresh_is_base: false,
@@ -123,7 +125,10 @@ fn each(mut check: impl FnMut(&Row, &MethodSpec, &Arc<Base>)) {
     for base in bases() {
         for row in table() {
             let spec = method(&base, &row.adapter);
-            if matches!(spec, MethodSpec::Qlora(_)) && base.info.storage == "F32" {
+            let is_dense = base.info.storage == "F32";
+            let is_out_of_place =
+                if is_dense { matches!(spec, MethodSpec::Qlora(_)) } else { matches!(spec, MethodSpec::Full(_)) };
+            if is_out_of_place {
                 assert_eq!(spec.check(&base.info).unwrap_err().param, "adapter.type");
                 continue;
             }
@@ -352,13 +357,14 @@ fn a_stopped_run_goes_on_as_if_it_had_not_been() {
     });
 }
 
-/// A run that keeps only the layers' inputs ends with the same bytes. Where parts of a gradient meet outside of a layer (a
-/// penalty's, that of weights which the layers share), they are added in another order, and from the second step on Adam
-/// and routers' choices make much of a last bit: there the first step has to be the same, from random values.
+/// A run that keeps only the layers' inputs ends with the same bytes. Where parts of a gradient meet outside of a layer
+/// (a penalty's, that of weights which the layers or both ends share), they are added in another order, and from the
+/// second step on Adam and routers' choices make much of a last bit: there the first step has to be the same, from
+/// random values.
 #[test]
 fn layers_run_again_give_the_same_gradients() {
     each(|row, method, base| {
-        let is_summed = ["adalora", "moe_lora", "xlora"].contains(&method.type_name());
+        let is_summed = ["adalora", "moe_lora", "xlora", "full"].contains(&method.type_name());
         let start = is_summed.then(|| shaken(method, base, 6).export().unwrap());
         let run = |checkpointing: bool| {
             let training = json!({"n_epochs": 3, "batch_size": 2, "grad_accumulation": 2, "learning_rate": 1e-2,

@@ -67,7 +67,7 @@ fn ours() -> Vec<(&'static str, &'static str, Value)> {
 const PRUNED: &str = "adalora_pruned";
 
 /// Methods without a format of PEFT's own; a QLoRA is a LORA. `xlora.rs` has X-LoRA's directories.
-const NOT_PEFTS: [&str; 4] = ["moe_lora", "unipelt", "qlora", "xlora"];
+const NOT_PEFTS: [&str; 5] = ["moe_lora", "unipelt", "qlora", "xlora", "full"];
 
 /// Made by PEFT, by family and name.
 const THEIRS: [(&str, &str); 15] = [

@@ -4,6 +4,7 @@
 mod adalora;
 mod card;
 mod dora;
+mod full;
 mod grader;
 mod ia3;
 mod lora;
@@ -29,6 +30,7 @@ use serde_json::{Value, json};
 pub use adalora::{AdaLoraSpec, Budget};
 pub use card::Card;
 pub use dora::DoraSpec;
+pub use full::FullSpec;
 pub use grader::{
     Asked, Comparison, Endpoint, Grader, GraderMessage, GraderRole, RewardModel, SamplingParams, ScoreModel, Scoring,
     Similarity, below_key,
@@ -89,6 +91,7 @@ const METHODS: &[(&str, Read)] = &[
     ("unipelt", |value| read_as(value, MethodSpec::Unipelt)),
     ("qlora", qlora::read),
     ("xlora", |value| read_as(value, MethodSpec::Xlora)),
+    ("full", |value| read_as(value, MethodSpec::Full)),
 ];
 
 /// A method and its knobs, in PEFT's names. In JSON: `{"type": "lora", "r": 8, …}`.
@@ -108,6 +111,7 @@ pub enum MethodSpec {
     Ia3(Ia3Spec),
     Qlora(QloraSpec),
     Xlora(XloraSpec),
+    Full(FullSpec),
 }
 
 impl Default for MethodSpec {
@@ -184,6 +188,7 @@ impl MethodSpec {
             MethodSpec::Unipelt(spec) => spec,
             MethodSpec::Qlora(spec) => spec,
             MethodSpec::Xlora(spec) => spec,
+            MethodSpec::Full(spec) => spec,
         }
     }
 
@@ -201,6 +206,7 @@ impl MethodSpec {
             MethodSpec::Unipelt(spec) => spec,
             MethodSpec::Qlora(spec) => spec,
             MethodSpec::Xlora(spec) => spec,
+            MethodSpec::Full(spec) => spec,
         }
     }
 
@@ -219,6 +225,7 @@ impl MethodSpec {
             MethodSpec::Ia3(_) => "ia3",
             MethodSpec::Qlora(_) => "qlora",
             MethodSpec::Xlora(_) => "xlora",
+            MethodSpec::Full(_) => "full",
         }
     }
 

@@ -495,4 +495,5 @@ fn qlora_is_lora_on_a_base_in_four_bits() {
     }
 }
 
+mod full;
 mod lora;
