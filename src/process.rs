@@ -2,7 +2,7 @@
 
 use std::ffi::{c_int, c_long};
 
-use libmimalloc_sys::mi_option_set;
+use libmimalloc_sys::mi_option_set_default;
 
 /// `mi_option_purge_delay` of mimalloc 3.
 const PURGE_DELAY: c_int = 15;
@@ -18,11 +18,8 @@ pub unsafe fn prepare() {
     // candle's own pool spins between its loops and takes the cores from rayon's, on which the kernels run.
     // SAFETY: by the caller.
     unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
-    // Whoever starts the program may know better.
-    if std::env::var_os("MIMALLOC_PURGE_DELAY").is_none() {
-        // SAFETY: sets a number among mimalloc's options.
-        unsafe { mi_option_set(PURGE_DELAY, KEPT) };
-    }
+    // SAFETY: sets a number among mimalloc's options, where the environment (`MIMALLOC_PURGE_DELAY`) has not.
+    unsafe { mi_option_set_default(PURGE_DELAY, KEPT) };
 }
 
 #[cfg(test)]

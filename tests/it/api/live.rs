@@ -11,7 +11,7 @@ async fn a_running_job_answers_as_it_is_now() {
     let file = client.file(6).await;
     let body = json!({
         "model": BASE, "training_file": file, "adapter": {"type": "lora", "r": 4, "alpha": 12},
-        "training": {"max_steps": 100_000, "learning_rate": 0.01},
+        "training": {"n_epochs": 1000, "batch_size": 1, "learning_rate": 0.01},
     });
     let job = client.post("/v1/fine_tuning/jobs", &body).await.ok()["id"].as_str().unwrap().to_owned();
     let live = format!("{job}:live");

@@ -19,9 +19,11 @@ impl Attention {
         let (d, kv) = (self.head_dim, self.kv_heads * self.head_dim);
         let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
         let out = Out::new(&mut dq, self.heads * d);
-        let tasks: Vec<_> = (0..spans.len()).flat_map(|s| (0..self.heads).map(move |head| (s, head))).collect();
-        let head = |(s, head)| (s, head, self.backward_head(head, &spans[s], [q, k, v, g], out));
-        let parts: Vec<_> = tasks.into_par_iter().map(head).collect();
+        // Made here, since who measures a run's memory counts what its own thread takes and gives back.
+        let zeros = |s: usize| [(); 2].map(|()| vec![0.0; spans[s].keys.len() * d]);
+        let heads = (0..spans.len()).flat_map(|s| (0..self.heads).map(move |head| (s, head)));
+        let mut parts: Vec<_> = heads.map(|(s, head)| (s, head, zeros(s))).collect();
+        parts.par_iter_mut().for_each(|(s, head, sums)| self.backward_head(*head, &spans[*s], [q, k, v, g], out, sums));
         for (s, head, parts) in parts {
             let column = head / (self.heads / self.kv_heads) * d;
             for (sums, part) in [&mut dk, &mut dv].into_iter().zip(parts) {
@@ -34,12 +36,17 @@ impl Attention {
         [dq, dk, dv]
     }
 
-    /// One query head's `dq` through `Out`, and its part of `dk` and `dv`: `(keys, d)` each.
-    fn backward_head(&self, head: usize, span: &Span, [q, k, v, g]: [&[f32]; 4], dq: Out) -> [Vec<f32>; 2] {
+    /// One query head's `dq` through `Out`, and its part of `dk` and `dv`, zeros before: `(keys, d)` each.
+    fn backward_head(
+        &self,
+        head: usize,
+        span: &Span,
+        [q, k, v, g]: [&[f32]; 4],
+        dq: Out,
+        [dk, dv]: &mut [Vec<f32>; 2],
+    ) {
         let (d, width, kv) = (self.head_dim, self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let n = span.keys.len();
         let start = span.keys.start * kv + head / (self.heads / self.kv_heads) * d;
-        let (mut dk, mut dv) = (vec![0.0; n * d], vec![0.0; n * d]);
         for first in span.queries.clone().step_by(BLOCK) {
             let m = BLOCK.min(span.queries.end - first);
             let seen = self.seen(span, first - span.queries.start, m);
@@ -63,10 +70,9 @@ impl Attention {
             let (p, ds) = (Mat::new(&p, bound, m), Mat::new(&ds, bound, m));
             // SAFETY: a head's columns of a block of queries are this call's alone, and the caller keeps the buffer.
             kernels::nn(ds.transposed(), k, &mut unsafe { dq.part(at, m, d) }, false);
-            kernels::nn(ds, q, &mut OutMat::of(&mut dk, bound, d), true);
-            kernels::nn(p, g, &mut OutMat::of(&mut dv, bound, d), true);
+            kernels::nn(ds, q, &mut OutMat::of(dk, bound, d), true);
+            kernels::nn(p, g, &mut OutMat::of(dv, bound, d), true);
         }
-        [dk, dv]
     }
 
     /// For each key up to the last that counts: those of the queries `first..first + m` of a span which see it.
