@@ -24,6 +24,14 @@ fn with_disk(dir: &tempfile::TempDir, budget: u64) -> EngineSettings {
     EngineSettings { adapter_disk: Some(DiskSettings { dir: dir.path().to_owned(), budget }), ..settings() }
 }
 
+/// Waits until the last thread of an engine that ended has let go of the folder.
+async fn released(dir: &tempfile::TempDir) {
+    let lock = std::fs::File::open(dir.path().join("lock")).unwrap();
+    while lock.try_lock().is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 fn key(adapter: &AdapterRef, name: &str) -> Key {
     Key::Adapter { generation: adapter.generation.clone(), name: name.to_owned() }
 }
@@ -116,6 +124,7 @@ async fn the_copy_on_disk_serves_while_the_store_is_away() {
         second.stop(Duration::ZERO).await;
         engine.stop(Duration::ZERO).await;
     }
+    released(&dir).await;
     // What a killed process left half written.
     let half = dir.path().join(format!("{}.partial", all[1].generation));
     std::fs::create_dir(&half).unwrap();
@@ -129,6 +138,7 @@ async fn the_copy_on_disk_serves_while_the_store_is_away() {
     assert!(matches!(error, EngineError::Unavailable(_)), "{error}");
     engine.stop(Duration::ZERO).await;
     drop(engine);
+    released(&dir).await;
 
     // A copy that was damaged is not used: with the store away that is an error, and else it comes again.
     let weights = dir.path().join(&all[0].generation).join(WEIGHTS);
