@@ -9,7 +9,7 @@ const PURGE_DELAY: c_int = 15;
 
 /// Freed memory goes back to the system after so many milliseconds. A step's tensors are those of the step before: given
 /// back in between, as mimalloc does after a second, each of their pages is cleared and faulted in again, which took a
-/// third of a step of 8 × 256 tokens.
+/// quarter of a step of 8 × 256 tokens.
 const KEPT: c_long = 60_000;
 
 /// # Safety
