@@ -11,7 +11,7 @@ from pathlib import Path
 
 import peers
 from adapters import Adapter
-from gguf import write_lora
+from lora_gguf import write_lora
 from servers import Attune
 
 # alpha is never the rank: a scale that is forgotten shows.
