@@ -22,7 +22,7 @@ def table(args, about, effects):
              "that was not run is of a method that this version has not, or was left for later.", "",
              f"A Llama of 5 million weights made from a seed learns words first (loss {about['loss']:.3f} on new texts); on it "
              f"the methods learn small tasks, each for as many steps as the others of its effect, with the best of three learning "
-             f"rates by a validation part. Values are of a held-out part: means over {args.seeds} seeds, with the least and the "
+             f"rates by a validation part where no rate is said. Values are of a held-out part: means over {args.seeds} seeds, with the least and the "
              "largest. Orderings are what counts; the sizes say nothing about large models. `numbers` are those in the "
              "adapter's file; a star stands at rates that were the least or the largest of those tried.", "",
              "| effect | variant | rate | numbers | measure | mean | range | shown |",
@@ -40,7 +40,7 @@ def table(args, about, effects):
             remarks.append(f"- {name}: {effect.remark or 'not shown; why is not known'}")
         for i, (variant, one) in enumerate(about["variants"].items()):
             found = one["values"]
-            lines.append(f"| {title if i == 0 else ''} | {variant} | {chosen(one['tried'])} | {one.get('size', '')} "
+            lines.append(f"| {title if i == 0 else ''} | {variant} | {chosen(one['tried'], effect.rate)} | {one.get('size', '')} "
                          f"| {effect.unit} | {statistics.mean(found):.4f} | {min(found):.4f} to {max(found):.4f} "
                          f"| {('yes' if is_shown else 'no') if i == 0 else ''} |")
     if remarks:
@@ -50,11 +50,11 @@ def table(args, about, effects):
     return "\n".join(lines) + "\n"
 
 
-def chosen(tried):
-    """The best rate, with a star if a better one may lie beyond those that were tried."""
+def chosen(tried, rate):
+    """The best rate, with a star if a better one may lie beyond those that were tried; or the one that is said."""
     rates = sorted(float(rate) for rate in tried)
     best = float(min(tried, key=tried.get, default=0))
-    return f"{best:g}{'*' if best in (rates[0], rates[-1]) else ''}" if tried else ""
+    return f"{best:g}{'*' if best in (rates[0], rates[-1]) else ''}" if tried else f"{rate:g}" if rate else ""
 
 
 def version(binary):

@@ -25,7 +25,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import model  # noqa: E402
 import report  # noqa: E402
 import tasks  # noqa: E402
-from effects import EFFECTS, RATES  # noqa: E402
+from effects import EFFECTS  # noqa: E402
 from lab import Lab  # noqa: E402
 from server import Failed  # noqa: E402
 
@@ -68,10 +68,9 @@ class Bench:
     def effect(self, effect, found, save):
         """Fills in what was not measured yet, by variant: the validation loss of each learning rate, which no result is of,
         a value for each seed at the best of them, and the numbers in the adapter's file."""
-        for variant, adapter in effect.variants.items():
+        for variant in effect.variants:
             tried = found.setdefault(variant, {"tried": {}, "values": []})["tried"]
-            # With one step, only the adapter's beginning is looked at.
-            for rate in RATES[adapter["type"]] if adapter and effect.steps > 1 else []:
+            for rate in effect.rates(variant):
                 if str(rate) not in tried:
                     tried[str(rate)] = self.validated(effect, variant, rate)
                     save()
@@ -79,7 +78,7 @@ class Bench:
         for seed in range(1, self.args.seeds + 1):
             for variant, about in found.items():
                 if len(about["values"]) < seed:
-                    rate = float(min(about["tried"], key=about["tried"].get, default=1e-9))
+                    rate = float(min(about["tried"], key=about["tried"].get, default=effect.rate or 1e-9))
                     value, name = getattr(self, effect.measure)(effect, variant, rate, seed)
                     if name and effect.variants[variant]["type"] != "full":
                         about["size"] = sum(len(values) for _, values in self.server.files(name)[1].values())
@@ -222,9 +221,9 @@ def hashed(*parts):
 def marked(args, name):
     """Other numbers are to be expected where this has changed."""
     effect = EFFECTS[name]
-    rates = [RATES[adapter["type"]] for adapter in effect.variants.values() if adapter]
+    rates = [effect.rates(variant) for variant in effect.variants]
     rows = getattr(tasks, effect.task)(effect.samples, 0)
-    return hashed(rows, effect.variants, args.steps(effect.steps), effect.held_out, effect.measure, rates,
+    return hashed(rows, effect.variants, args.steps(effect.steps), effect.held_out, effect.measure, rates, effect.rate,
                   args.seeds)
 
 
