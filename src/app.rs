@@ -178,7 +178,7 @@ fn prepare_threads(config: &NodeConfig) -> anyhow::Result<()> {
     match config.cpu_kernels.as_deref() {
         Some("candle") => compose(),
         Some(kernels) => Isa::force(kernels).map_err(anyhow::Error::msg)?,
-        None => {}
+        None => tracing::info!("CPU kernels: {}", Isa::chosen().name()),
     }
     if let Some(threads) = config.threads {
         ensure!(threads > 0, "--threads is 0, below 1");

@@ -83,8 +83,8 @@ pub struct NodeConfig {
     /// starts. A job that would need more fails at once and says what would fit.
     #[arg(long, env = "ATTUNE_MEMORY_LIMIT")]
     pub memory_limit: Option<u64>,
-    /// CPU kernels to use instead of the best that the machine has: avx512, avx2 or portable; or candle, the operations
-    /// that a GPU runs, to compare with (slow).
+    /// CPU kernels to use instead of the best that the machine has: amx, avx512, avx2 or portable; or candle, the
+    /// operations that a GPU runs, to compare with (slow).
     #[arg(long, env = "ATTUNE_CPU_KERNELS")]
     pub cpu_kernels: Option<String>,
 }

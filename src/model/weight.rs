@@ -287,7 +287,8 @@ impl Weight {
             Compute::F32 | Compute::Int8 => None,
             Compute::Bf16 => Some(narrow_rows(x, x.cols)),
         };
-        let tile = (TILE / self.cols).clamp(4, 96) / 4 * 4;
+        let full = if narrowed.is_some() { kernels::bf16::full_rows() } else { 4 };
+        let tile = (TILE / self.cols).clamp(full, 96) / full * full;
         let out = Out::new(y, self.rows);
         (0..self.rows.div_ceil(tile)).into_par_iter().for_each(|t| {
             let row = t * tile;
@@ -328,7 +329,8 @@ impl Weight {
         };
         let pairs = narrowed.as_ref().map(|rows| rows.as_chunks::<2>().0);
         let width = WIDTH.next_multiple_of(self.storage.block_len());
-        let depth = TILE / width / 2 * 2;
+        // Whole steps of every kernel.
+        let depth = TILE / width / 32 * 32;
         let out = Out::new(dx, self.cols);
         (0..self.cols.div_ceil(width)).into_par_iter().for_each(|t| {
             let col = t * width;

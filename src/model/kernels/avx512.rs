@@ -194,6 +194,34 @@ fn sum_lanes([a, b, c, d]: [__m512; 4]) -> __m128 {
     _mm512_castps512_ps128(quarter)
 }
 
+/// Sixteen bytes of each of sixteen rows, turned: register `i` has bytes `4i..4i+4` of every row.
+///
+/// # Safety
+/// 16 bytes of each row are there, and the machine has AVX-512 F.
+#[inline(always)]
+pub(super) unsafe fn turn(row: impl Fn(usize) -> *const u8) -> [__m512i; 4] {
+    // SAFETY: by the caller.
+    unsafe {
+        // Row `4i + first` in quarter `i`: then 4 × 4 words change places inside each quarter.
+        let quarters = |first: usize| {
+            let row = |i: usize| _mm_loadu_si128(row(first + 4 * i).cast());
+            let all = _mm512_castsi128_si512(row(0));
+            let all = _mm512_inserti32x4::<1>(all, row(1));
+            let all = _mm512_inserti32x4::<2>(all, row(2));
+            _mm512_inserti32x4::<3>(all, row(3))
+        };
+        let (a, b, c, d) = (quarters(0), quarters(1), quarters(2), quarters(3));
+        let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+        let (ef, gh) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+        [
+            _mm512_unpacklo_epi64(ab, cd),
+            _mm512_unpackhi_epi64(ab, cd),
+            _mm512_unpacklo_epi64(ef, gh),
+            _mm512_unpackhi_epi64(ef, gh),
+        ]
+    }
+}
+
 /// The mask of the first `n` lanes.
 #[inline(always)]
 pub(super) fn low(n: usize) -> u16 {

@@ -1,58 +1,83 @@
-//! Products of bf16 numbers summed in f32: twice the rate of f32 where the machine has AVX-512 BF16, the same
-//! roundings through f32 kernels where it has not.
+//! Products of bf16 numbers summed in f32: native where the machine has AMX or AVX-512 BF16, the same roundings through
+//! f32 kernels where it has not.
 
 use std::cell::RefCell;
 
 use half::bf16;
 
-#[cfg(target_arch = "x86_64")]
-use super::avx512;
 use super::{Isa, Mat, OutMat, elementwise::by_isa};
+#[cfg(target_arch = "x86_64")]
+use super::{amx, avx512};
 
 /// Two neighbouring numbers along the dimension that a product sums over.
 pub type Pair = [bf16; 2];
 
 /// Whether the chosen kernels multiply bf16 natively.
 pub fn is_native() -> bool {
+    let isa = Isa::chosen();
+    isa == Isa::Amx || has_native(isa)
+}
+
+/// Whether the machine has AVX-512 BF16 and may use it.
+fn has_native(isa: Isa) -> bool {
     #[cfg(target_arch = "x86_64")]
-    return Isa::chosen() == Isa::Avx512 && is_x86_feature_detected!("avx512bf16");
+    return isa == Isa::Avx512 && is_x86_feature_detected!("avx512bf16");
     #[cfg(not(target_arch = "x86_64"))]
     false
 }
 
-/// `out = a · bᵀ`, or `out += a · bᵀ`: `a` is `(m, k)`, `b` is `(n, k)`, `out` is `(m, n)`.
-pub fn nt(a: Mat<bf16>, b: Mat<bf16>, out: &mut OutMat, accumulate: bool) {
-    assert!(a.cols == b.cols && a.rows == out.rows && b.rows == out.cols, "shapes differ");
-    #[cfg(target_arch = "x86_64")]
-    if is_native() {
-        // SAFETY: the instructions are there; the shapes are checked here and in `Mat` and `OutMat`.
-        return unsafe { native::nt(a, b, out, accumulate) };
-    }
-    widened_nt(a, b, out, accumulate);
+/// Rows of the right side of [`nt`] that fill the registers: fewer, or a few more than a multiple, cost as much.
+pub fn full_rows() -> usize {
+    if Isa::chosen() == Isa::Amx { 16 } else { 4 }
 }
 
-fn widened_nt(a: Mat<bf16>, b: Mat<bf16>, out: &mut OutMat, accumulate: bool) {
+/// `out = a · bᵀ`, or `out += a · bᵀ`: `a` is `(m, k)`, `b` is `(n, k)`, `out` is `(m, n)`.
+pub fn nt(a: Mat<bf16>, b: Mat<bf16>, out: &mut OutMat, accumulate: bool) {
+    nt_with(Isa::chosen(), a, b, out, accumulate);
+}
+
+pub(super) fn nt_with(isa: Isa, a: Mat<bf16>, b: Mat<bf16>, out: &mut OutMat, accumulate: bool) {
+    assert!(a.cols == b.cols && a.rows == out.rows && b.rows == out.cols, "shapes differ");
+    match isa {
+        // SAFETY: the instructions are there; the shapes are checked here and in `Mat` and `OutMat`.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx => unsafe { amx::nt(a, b, out, accumulate) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        isa if has_native(isa) => unsafe { native::nt(a, b, out, accumulate) },
+        isa => widened_nt(isa, a, b, out, accumulate),
+    }
+}
+
+fn widened_nt(isa: Isa, a: Mat<bf16>, b: Mat<bf16>, out: &mut OutMat, accumulate: bool) {
     let wide = |x: Mat<bf16>| -> Vec<f32> {
         let rows = (0..x.rows).flat_map(|i| &x.data[i * x.stride..][..x.cols]);
         rows.map(|x| x.to_f32()).collect()
     };
     let (left, right) = (wide(a), wide(b));
-    super::nt(Mat::new(&left, a.rows, a.cols), Mat::new(&right, b.rows, b.cols), out, accumulate);
+    super::nt_with(isa, Mat::new(&left, a.rows, a.cols), Mat::new(&right, b.rows, b.cols), out, accumulate);
 }
 
 /// `out = a · b`, or `out += a · b`: `a` is `(m, k)` in pairs along `k`, `b` is `(k, n)` in pairs along `k`, so
 /// `(k/2, n)` pairs; `out` is `(m, n)`.
 pub fn nn(a: Mat<Pair>, b: Mat<Pair>, out: &mut OutMat, accumulate: bool) {
-    assert!(a.cols == b.rows && a.rows == out.rows && b.cols == out.cols, "shapes differ");
-    #[cfg(target_arch = "x86_64")]
-    if is_native() {
-        // SAFETY: as in `nt`.
-        return unsafe { native::nn(a, b, out, accumulate) };
-    }
-    widened_nn(a, b, out, accumulate);
+    nn_with(Isa::chosen(), a, b, out, accumulate);
 }
 
-fn widened_nn(a: Mat<Pair>, b: Mat<Pair>, out: &mut OutMat, accumulate: bool) {
+pub(super) fn nn_with(isa: Isa, a: Mat<Pair>, b: Mat<Pair>, out: &mut OutMat, accumulate: bool) {
+    assert!(a.cols == b.rows && a.rows == out.rows && b.cols == out.cols, "shapes differ");
+    match isa {
+        // SAFETY: as in `nt_with`.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx => unsafe { amx::nn(a, b, out, accumulate) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        isa if has_native(isa) => unsafe { native::nn(a, b, out, accumulate) },
+        isa => widened_nn(isa, a, b, out, accumulate),
+    }
+}
+
+fn widened_nn(isa: Isa, a: Mat<Pair>, b: Mat<Pair>, out: &mut OutMat, accumulate: bool) {
     let wide: Vec<f32> =
         (0..a.rows).flat_map(|i| &a.data[i * a.stride..][..a.cols]).flatten().map(|x| x.to_f32()).collect();
     let mut rows = vec![0f32; 2 * b.rows * b.cols];
@@ -62,14 +87,14 @@ fn widened_nn(a: Mat<Pair>, b: Mat<Pair>, out: &mut OutMat, accumulate: bool) {
             (*even, *odd) = (pair[0].to_f32(), pair[1].to_f32());
         }
     }
-    super::nn(Mat::new(&wide, a.rows, 2 * a.cols), Mat::new(&rows, 2 * b.rows, b.cols), out, accumulate);
+    super::nn_with(isa, Mat::new(&wide, a.rows, 2 * a.cols), Mat::new(&rows, 2 * b.rows, b.cols), out, accumulate);
 }
 
 /// `out = a · bᵀ` with `b` in bf16 and all else in f32: what `nt` gives for `b` widened.
 pub fn nt_wide(a: Mat, b: Mat<bf16>, out: &mut OutMat, accumulate: bool) {
     assert!(a.cols == b.cols && a.rows == out.rows && b.rows == out.cols, "shapes differ");
     #[cfg(target_arch = "x86_64")]
-    if Isa::chosen() == Isa::Avx512 {
+    if Isa::chosen() >= Isa::Avx512 {
         // SAFETY: the instructions are there; the shapes are checked here and in `Mat` and `OutMat`.
         return unsafe { avx512::nt(a, b, out, accumulate) };
     }
@@ -80,7 +105,7 @@ pub fn nt_wide(a: Mat, b: Mat<bf16>, out: &mut OutMat, accumulate: bool) {
 pub fn nn_wide(a: Mat, b: Mat<bf16>, out: &mut OutMat, accumulate: bool) {
     assert!(a.cols == b.rows && a.rows == out.rows && b.cols == out.cols, "shapes differ");
     #[cfg(target_arch = "x86_64")]
-    if Isa::chosen() == Isa::Avx512 {
+    if Isa::chosen() >= Isa::Avx512 {
         // SAFETY: as in `nt_wide`.
         return unsafe { avx512::nn(a, b, out, accumulate) };
     }
@@ -339,83 +364,4 @@ mod native {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    type Product<T> = fn(Mat<T>, Mat<T>, &mut OutMat, bool);
-
-    const SHAPES: [(usize, usize, usize); 6] =
-        [(1, 1, 2), (1, 17, 48), (4, 3, 8), (13, 25, 34), (25, 50, 98), (7, 33, 576)];
-
-    fn random(n: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed;
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..n).map(|_| next()).collect()
-    }
-
-    fn narrowed(x: &[f32]) -> Vec<bf16> {
-        let mut y = vec![bf16::ZERO; x.len()];
-        narrow(x, &mut y);
-        y
-    }
-
-    /// Rounding is the `half` crate's, also of ties.
-    #[test]
-    fn numbers_are_rounded_to_nearest_even() {
-        let ties = (0..64u32).map(|i| f32::from_bits(0x3F80_8000 + (i << 16)));
-        let x: Vec<f32> = random(999, 1).into_iter().chain(ties).chain([0.0, -0.0, 1e-40, f32::MAX]).collect();
-        for (x, y) in x.iter().zip(narrowed(&x)) {
-            assert_eq!(y.to_bits(), bf16::from_f32(*x).to_bits(), "{x}");
-        }
-    }
-
-    /// Products in f64 of the rounded numbers against both ways, and each row alone to the same bits.
-    #[test]
-    fn products_agree_with_f64() {
-        for (m, n, k) in SHAPES {
-            let (a, b) = (random(m * k, 3), random(n * k, 5));
-            let (a16, b16) = (narrowed(&a), narrowed(&b));
-            let mut pairs = vec![[bf16::ZERO; 2]; k / 2 * n];
-            for (p, pairs) in pairs.chunks_mut(n).enumerate() {
-                let column = |q: usize| (0..n).map(|j| b[j * k + q]).collect::<Vec<_>>();
-                interleave(&column(2 * p), &column(2 * p + 1), pairs);
-            }
-            let left = a16.as_chunks::<2>().0;
-            let check = |out: &[f32], what: &str| {
-                for i in 0..m {
-                    for j in 0..n {
-                        let at = |p: usize| a16[i * k + p].to_f64() * b16[j * k + p].to_f64();
-                        let want: f64 = 0.5 + (0..k).map(at).sum::<f64>();
-                        let got = f64::from(out[i * n + j]);
-                        assert!((got - want).abs() < 2e-6 * k as f64 + 1e-6, "{what} {m} {n} {k}: {got} {want}");
-                    }
-                }
-            };
-            for (name, product) in [("nt", nt as Product<bf16>), ("widened nt", widened_nt)] {
-                let mut out = vec![0.5; m * n];
-                product(Mat::new(&a16, m, k), Mat::new(&b16, n, k), &mut OutMat::of(&mut out, m, n), true);
-                check(&out, name);
-                for i in 0..m {
-                    let mut one = vec![0.5; n];
-                    let row = Mat::new(&a16[i * k..][..k], 1, k);
-                    product(row, Mat::new(&b16, n, k), &mut OutMat::of(&mut one, 1, n), true);
-                    assert_eq!(one, out[i * n..][..n], "{name} {m} {n} {k}");
-                }
-            }
-            for (name, product) in [("nn", nn as Product<Pair>), ("widened nn", widened_nn)] {
-                let mut out = vec![0.5; m * n];
-                product(Mat::new(left, m, k / 2), Mat::new(&pairs, k / 2, n), &mut OutMat::of(&mut out, m, n), true);
-                check(&out, name);
-                for i in 0..m {
-                    let mut one = vec![0.5; n];
-                    let row = Mat::new(&left[i * k / 2..][..k / 2], 1, k / 2);
-                    product(row, Mat::new(&pairs, k / 2, n), &mut OutMat::of(&mut one, 1, n), true);
-                    assert_eq!(one, out[i * n..][..n], "{name} {m} {n} {k}");
-                }
-            }
-        }
-    }
-}
+mod tests;

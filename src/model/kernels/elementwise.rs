@@ -24,9 +24,9 @@ macro_rules! by_isa {
                 Isa::Avx2 => unsafe { avx2($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => unsafe { avx512($($arg),*) },
+                Isa::Avx512 | Isa::Amx => unsafe { avx512($($arg),*) },
                 #[cfg(not(target_arch = "x86_64"))]
-                Isa::Avx2 | Isa::Avx512 => plain($($arg),*),
+                Isa::Avx2 | Isa::Avx512 | Isa::Amx => plain($($arg),*),
             }
         }
     };

@@ -4,8 +4,10 @@
 //! matrix). Each output element is summed in an order that depends on the reduction's length alone, never on how many
 //! rows a call has: a row's result is the same bits in any batch.
 
+mod amx;
 mod avx2;
 mod avx512;
+mod check;
 mod portable;
 
 pub mod bf16;
@@ -14,14 +16,16 @@ pub mod int8;
 
 use std::sync::OnceLock;
 
-/// A set of instructions that the kernels are written for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A set of instructions that the kernels are written for, the better ones behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     Portable,
     /// AVX2, FMA and F16C.
     Avx2,
     /// AVX-512 F, BW, DQ and VL, and what `Avx2` has.
     Avx512,
+    /// AMX with bf16 and int8 tiles, AVX-512 VNNI, and what `Avx512` has.
+    Amx,
 }
 
 static CHOSEN: OnceLock<Isa> = OnceLock::new();
@@ -32,6 +36,7 @@ impl Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
         }
     }
 
@@ -50,14 +55,16 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => Isa::Avx512.is_here() && is_x86_feature_detected!("avx512vnni") && amx::is_here(),
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 => false,
+            Isa::Avx2 | Isa::Avx512 | Isa::Amx => false,
         }
     }
 
     /// What this machine has, best last.
     pub fn available() -> Vec<Isa> {
-        [Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter().filter(|isa| isa.is_here()).collect()
+        [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Amx].into_iter().filter(|isa| isa.is_here()).collect()
     }
 
     /// Uses the named kernels from now on; answers what can be named if this machine lacks them, or if kernels
@@ -70,9 +77,20 @@ impl Isa {
         if *CHOSEN.get_or_init(|| *isa) == *isa { Ok(()) } else { Err("the CPU kernels were chosen before".to_owned()) }
     }
 
-    /// The kernels in use.
+    /// The kernels in use: unless some were forced, the best that multiply as they should: no machine of ours has all
+    /// of them.
     pub fn chosen() -> Isa {
-        *CHOSEN.get_or_init(|| Self::available().pop().unwrap_or(Isa::Portable))
+        let is_sound = |isa: &Isa| {
+            let is_sound = check::is_sound(*isa);
+            if !is_sound {
+                tracing::warn!(
+                    "the CPU kernels {} multiply wrongly on this machine: others take their place",
+                    isa.name()
+                );
+            }
+            is_sound
+        };
+        *CHOSEN.get_or_init(|| Self::available().into_iter().rev().find(is_sound).unwrap_or(Isa::Portable))
     }
 }
 
@@ -177,9 +195,9 @@ fn nt_with(isa: Isa, a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
         Isa::Avx2 => unsafe { avx2::nt(a, b, out, accumulate) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512::nt(a, b, out, accumulate) },
+        Isa::Avx512 | Isa::Amx => unsafe { avx512::nt(a, b, out, accumulate) },
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 | Isa::Avx512 => portable::nt(a, b, out, accumulate),
+        Isa::Avx2 | Isa::Avx512 | Isa::Amx => portable::nt(a, b, out, accumulate),
     }
 }
 
@@ -193,9 +211,9 @@ fn nn_with(isa: Isa, a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
         Isa::Avx2 => unsafe { avx2::nn(a, b, out, accumulate) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512::nn(a, b, out, accumulate) },
+        Isa::Avx512 | Isa::Amx => unsafe { avx512::nn(a, b, out, accumulate) },
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 | Isa::Avx512 => portable::nn(a, b, out, accumulate),
+        Isa::Avx2 | Isa::Avx512 | Isa::Amx => portable::nn(a, b, out, accumulate),
     }
 }
 

@@ -6,7 +6,10 @@
 use std::arch::x86_64::*;
 
 use super::{
-    super::{OutMat, avx512::low},
+    super::{
+        OutMat,
+        avx512::{low, turn},
+    },
     Rows,
     panel::{LEVELS, Line, Panel, Source, Turn},
 };
@@ -18,26 +21,7 @@ impl Turn for Shuffles {
     #[inline(always)]
     unsafe fn turn(source: &Source, at: usize) -> [Line; 4] {
         // SAFETY: 16 bytes of each row are there, and the instructions, by the caller.
-        unsafe {
-            // Lane `4i + first` in quarter `i`: then 4 × 4 words change places inside each quarter.
-            let quarters = |first: usize| {
-                let row = |i: usize| _mm_loadu_si128(source.row(first + 4 * i, at).cast());
-                let all = _mm512_castsi128_si512(row(0));
-                let all = _mm512_inserti32x4::<1>(all, row(1));
-                let all = _mm512_inserti32x4::<2>(all, row(2));
-                _mm512_inserti32x4::<3>(all, row(3))
-            };
-            let (a, b, c, d) = (quarters(0), quarters(1), quarters(2), quarters(3));
-            let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
-            let (ef, gh) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
-            let lines = [
-                _mm512_unpacklo_epi64(ab, cd),
-                _mm512_unpackhi_epi64(ab, cd),
-                _mm512_unpacklo_epi64(ef, gh),
-                _mm512_unpackhi_epi64(ef, gh),
-            ];
-            lines.map(|line| std::mem::transmute::<__m512i, Line>(line))
-        }
+        unsafe { turn(|lane| source.row(lane, at)).map(|line| std::mem::transmute::<__m512i, Line>(line)) }
     }
 
     #[inline(always)]
@@ -59,15 +43,17 @@ pub unsafe fn unpack(panel: &mut Panel, storage: Storage, source: &Source) {
     unsafe { panel.unpack::<Shuffles>(storage, source) }
 }
 
+/// The product for the rows from `start` on.
+///
 /// # Safety
 /// The machine has AVX-512 F and VNNI; the shapes match.
 #[target_feature(enable = "avx512f,avx512vnni")]
-pub unsafe fn nt(x: &Rows, panel: &Panel, out: &mut OutMat) {
+pub unsafe fn nt(x: &Rows, panel: &Panel, out: &mut OutMat, start: usize) {
     // SAFETY: by the caller.
     unsafe {
         match panel.block() {
-            16 => nt_blocks::<4>(x, panel, out),
-            _ => nt_blocks::<8>(x, panel, out),
+            16 => nt_blocks::<4>(x, panel, out, start),
+            _ => nt_blocks::<8>(x, panel, out, start),
         }
     }
 }
@@ -76,8 +62,8 @@ pub unsafe fn nt(x: &Rows, panel: &Panel, out: &mut OutMat) {
 /// As [`nt`]; blocks have `S` lines.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
-unsafe fn nt_blocks<const S: usize>(x: &Rows, panel: &Panel, out: &mut OutMat) {
-    let mut i = 0;
+unsafe fn nt_blocks<const S: usize>(x: &Rows, panel: &Panel, out: &mut OutMat, start: usize) {
+    let mut i = start;
     // SAFETY: `i + M <= x.rows`.
     unsafe {
         while i + 8 <= x.rows {
@@ -122,13 +108,20 @@ unsafe fn nt_tile<const M: usize, const S: usize>(x: &Rows, panel: &Panel, out: 
                 for (s, weights) in weights.iter().enumerate() {
                     dot = _mm512_dpbusd_epi32(dot, *weights, _mm512_set1_epi32(codes.add(s).read_unaligned()));
                 }
-                let factor = _mm512_mul_ps(scale, _mm512_set1_ps(*x_scales.get_unchecked(b)));
-                *total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), factor, *total);
-                *total = _mm512_fmadd_ps(min, _mm512_set1_ps(*x_sums.get_unchecked(b)), *total);
+                let (x_scale, x_sum) = (*x_scales.get_unchecked(b), *x_sums.get_unchecked(b));
+                *total = add_block(*total, dot, [scale, min], x_scale, x_sum);
             }
         }
         for (m, total) in totals.into_iter().enumerate() {
             _mm512_mask_storeu_ps(out.data.add((i + m) * out.stride), low(out.cols), total);
         }
     }
+}
+
+/// What a block adds to the sums of a row with sixteen rows of weights.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn add_block(total: __m512, dot: __m512i, [scale, min]: [__m512; 2], x_scale: f32, x_sum: f32) -> __m512 {
+    let total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(scale, _mm512_set1_ps(x_scale)), total);
+    _mm512_fmadd_ps(min, _mm512_set1_ps(x_sum), total)
 }

@@ -8,6 +8,7 @@
 //! NF4 has 16 uneven levels in place of even codes: each is rounded to an int8 of its own (`panel::LEVELS`), which moves
 //! a weight by at most 0.4 % of its block's largest, less than the rounding of the rows does.
 
+mod amx;
 mod avx2;
 mod avx512;
 mod panel;
@@ -128,15 +129,53 @@ fn nt_with(isa: Isa, x: &Rows, panel: &Panel, out: &mut OutMat) {
     );
     match isa {
         Isa::Portable => portable::nt(x, panel, out),
-        // SAFETY: `available` found the instructions, here also VNNI; the shapes are checked above.
+        // SAFETY: `available` found the instructions; the shapes are checked above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 if is_x86_feature_detected!("avx512vnni") => unsafe { avx512::nt(x, panel, out) },
+        Isa::Amx => unsafe { amx::nt(x, panel, out) },
+        // SAFETY: as above, here also VNNI.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 if is_x86_feature_detected!("avx512vnni") => unsafe { avx512::nt(x, panel, out, 0) },
         // SAFETY: as above; who has AVX-512 has AVX2.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 | Isa::Avx512 => unsafe { avx2::nt(x, panel, out) },
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 | Isa::Avx512 => portable::nt(x, panel, out),
+        Isa::Avx2 | Isa::Avx512 | Isa::Amx => portable::nt(x, panel, out),
     }
+}
+
+/// Whether the kernels multiply as the portable ones do: in codes, scales and sums that are small whole numbers, where
+/// every order of the sum gives the same.
+pub(super) fn is_sound(isa: Isa) -> bool {
+    // More rows than a tile has, more blocks than are summed at a time, and a few of each behind.
+    const ROWS: usize = 19;
+    let mut numbers = super::check::whole_numbers(127);
+    [Storage::Q8_0, Storage::Q6K].into_iter().all(|storage| {
+        let (block, size) = (block_len(storage).unwrap_or(32), storage.block_bytes());
+        let cols = if storage == Storage::Q8_0 { 7 * 32 } else { 256 };
+        let codes: Vec<i8> = numbers.by_ref().take(ROWS * cols).collect();
+        let sum = |block: &[i8]| block.iter().map(|code| f32::from(*code)).sum();
+        let sums: Vec<f32> = codes.chunks(block).map(sum).collect();
+        let x = Rows { rows: ROWS, cols, block, scales: vec![1.0; sums.len()], codes, sums };
+        let stored = Panel::ROWS * cols / storage.block_len() * size;
+        let mut bytes: Vec<u8> = numbers.by_ref().take(stored).map(|x| x as u8).collect();
+        for bytes in bytes.chunks_mut(size) {
+            // Scales of one: of the whole block, and in Q6_K of each sixteen codes.
+            match storage {
+                Storage::Q8_0 => bytes[..2].copy_from_slice(&[0, 0x3C]),
+                _ => {
+                    bytes[192..208].fill(1);
+                    bytes[208..].copy_from_slice(&[0, 0x3C]);
+                }
+            }
+        }
+        let product = |isa| {
+            let (mut panel, mut out) = (Panel::default(), vec![f32::NAN; ROWS * Panel::ROWS]);
+            panel.fill_with(isa, storage, &bytes, Panel::ROWS, cols);
+            nt_with(isa, &x, &panel, &mut OutMat::of(&mut out, ROWS, Panel::ROWS));
+            out
+        };
+        product(isa) == product(Isa::Portable)
+    })
 }
 
 #[cfg(test)]

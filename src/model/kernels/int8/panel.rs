@@ -197,10 +197,10 @@ impl Panel {
             Isa::Avx2 => unsafe { avx2::unpack(self, storage, &source) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { avx512::unpack(self, storage, &source) },
+            Isa::Avx512 | Isa::Amx => unsafe { avx512::unpack(self, storage, &source) },
             #[cfg(not(target_arch = "x86_64"))]
             // SAFETY: as above.
-            Isa::Avx2 | Isa::Avx512 => unsafe { self.unpack::<Plain>(storage, &source) },
+            Isa::Avx2 | Isa::Avx512 | Isa::Amx => unsafe { self.unpack::<Plain>(storage, &source) },
         }
     }
 

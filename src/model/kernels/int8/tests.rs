@@ -30,7 +30,7 @@ fn numbers(storage: Storage, bytes: &[u8], out: &mut [f32]) {
 /// Weights of `n` rows; `k` is a few blocks.
 fn weights(storage: Storage, n: usize) -> (Vec<u8>, usize) {
     let k = match storage.block_len() {
-        32 => 96,
+        32 => 224,
         64 => 192,
         _ => 512,
     };
@@ -51,7 +51,7 @@ fn product(isa: Isa, x: &Rows, storage: Storage, bytes: &[u8], n: usize) -> Vec<
 #[test]
 fn every_path_multiplies_what_is_stored() {
     for storage in STORED {
-        for (m, n) in [(1, 16), (3, 5), (9, 16), (14, 11)] {
+        for (m, n) in [(1, 16), (3, 5), (9, 16), (14, 11), (37, 13)] {
             let (bytes, k) = weights(storage, n);
             let mut w = vec![0.0; n * k];
             numbers(storage, &bytes, &mut w);
@@ -116,7 +116,7 @@ fn the_rounding_costs_at_most_half_a_step() {
 #[test]
 fn rows_do_not_depend_on_the_batch() {
     for storage in STORED {
-        let (m, n) = (15, 16);
+        let (m, n) = (43, 16);
         let (bytes, k) = weights(storage, n);
         let data = random(m * k, 7);
         let block = block_len(storage).unwrap();
