@@ -1,11 +1,13 @@
 //! PEFT reads what we write, and we read what PEFT writes: `tests/fixtures/peft/check.py` says how the files beside it
 //! were made, and checks the first half itself.
 
+mod real;
+
 use std::{collections::BTreeSet, fs, path::PathBuf, sync::Arc};
 
 use attune::{
     domain::MethodSpec,
-    methods::{self, AdapterFiles, MethodError, Named, file::tensor_bytes},
+    methods::{self, AdapterFiles, MethodError, Named, Trainable, file::tensor_bytes},
     model::{Base, Batch, Hook, Sequence},
 };
 use candle_core::{Device, Tensor, safetensors};
@@ -14,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::support::{
     tiny::{Random, Tiny},
-    training::create,
+    training::{self, create},
 };
 
 const TOKENS: [u32; 7] = [7, 250, 33, 101, 5, 64, 199];
@@ -117,20 +119,25 @@ fn numbers(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// The files of one of our adapters, with random numbers in every tensor.
-fn export(base: &Base, name: &str, adapter: &Value) -> AdapterFiles {
-    let spec = MethodSpec::from_json(adapter).unwrap();
+/// One of our adapters, with random numbers in every tensor: `fill` makes them of the first ones and of normal ones.
+fn filled(base: &Base, name: &str, adapter: &Value, fill: fn(f32, f32) -> f32) -> Box<dyn Trainable> {
+    let spec = training::method(base, adapter);
     spec.check(&base.info).unwrap();
     let mut method = create(&spec, base, 1);
     let mut random = Random(2);
     for (_, variable) in method.variables() {
-        let values: Vec<f32> = (0..variable.elem_count()).map(|_| 0.2 * random.normal()).collect();
+        let values = numbers(&variable).into_iter().map(|first| fill(first, random.normal())).collect();
         variable.set(&Tensor::from_vec(values, variable.shape(), &Device::Cpu).unwrap()).unwrap();
     }
     if name == PRUNED {
         method.restore(settled(base, &spec)).unwrap();
     }
-    method.export().unwrap()
+    method
+}
+
+/// The files of one of our adapters.
+fn export(base: &Base, name: &str, adapter: &Value) -> AdapterFiles {
+    filled(base, name, adapter, |_, normal| 0.2 * normal).export().unwrap()
 }
 
 /// AdaLoRA's state after its last pruning: the first module keeps nothing, the others some.
