@@ -26,6 +26,7 @@ use crate::{
     keys,
     model::{Base, Compute, Held, device, kernels::Isa, ops::compose},
     outbound::{self, Source, Web},
+    process,
     service::Service,
     storage::{self, BlobStore, S3Settings},
     text::Text,
@@ -259,6 +260,7 @@ pub fn write_document(path: &Path) -> anyhow::Result<()> {
 /// `attune serve`
 pub async fn serve_until_stopped(config: &Config) -> anyhow::Result<()> {
     let running = start(config).await?;
+    process::settle();
     println!("listening on http://{}", running.address);
     std::io::stdout().flush()?;
     serve::stop_signal().await?;

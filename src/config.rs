@@ -126,7 +126,7 @@ pub struct Config {
     /// Requests that may wait for the engine; beyond it the answer is 429.
     #[arg(long, env = "ATTUNE_QUEUE", default_value_t = 256)]
     pub queue: usize,
-    /// Serve with f32 products of the weights as they are stored, instead of the faster int8 ones.
+    /// Serve with f32 products of the weights as they are stored, and adapters in f32, instead of the faster int8 ones.
     #[arg(long, env = "ATTUNE_EXACT")]
     pub exact: bool,
     /// Bytes of keys and values of all requests that run, those included that are kept for prompts that begin alike.

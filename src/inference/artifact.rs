@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
-use futures::StreamExt;
+use bytes::Bytes;
+use futures::{StreamExt, future::try_join_all};
 use sha2::{Digest, Sha256};
 
-use super::disk::{DiskCache, part};
+use super::{
+    disk::{Copy, DiskCache, Incoming, part},
+    hands,
+};
 use crate::{
     domain::{Manifest, ManifestFile, Snapshot},
     methods::{
@@ -71,48 +75,100 @@ pub async fn read_through(
 ) -> Result<(Manifest, AdapterFiles), ArtifactError> {
     if let Some(disk) = disk {
         let (disk, name) = (disk.clone(), generation.to_owned());
-        if let Ok(Some(found)) = tokio::task::spawn_blocking(move || disk.get(&name)).await {
+        if let Ok(Some(found)) = hands::begin(move || disk.get(&name)).await {
             return Ok(found);
         }
     }
-    download(store, disk.map(AsRef::as_ref), generation).await
+    download(store, disk, generation).await
 }
 
-/// Hashed as it comes in, and written to the disk on the way.
 async fn download(
     store: &Arc<dyn BlobStore>,
-    disk: Option<&DiskCache>,
+    disk: Option<&Arc<DiskCache>>,
     generation: &str,
 ) -> Result<(Manifest, AdapterFiles), ArtifactError> {
-    let key = |name: &str| Key::Adapter { generation: generation.to_owned(), name: name.to_owned() };
-    let damaged = |name: &str| ArtifactError::Damaged(key(name).to_string());
-    let manifest = store.get(&key(MANIFEST)).await?;
+    let damaged = |name: &str| ArtifactError::Damaged(key(generation, name).to_string());
+    let manifest = store.get(&key(generation, MANIFEST)).await?;
     let manifest: Manifest = serde_json::from_slice(&manifest).map_err(|_| damaged(MANIFEST))?;
     if manifest.generation != generation || generation_of(&manifest.files) != generation {
         return Err(damaged(MANIFEST));
     }
-    let mut copy = disk.and_then(|disk| disk.begin(&manifest));
+    let copy = disk.and_then(|disk| disk.begin(&manifest)).map(Arc::new);
+    let all = manifest.files.iter().map(|file| fetch(store, generation, file, copy.clone()));
     let mut files = AdapterFiles::default();
-    for file in &manifest.files {
-        let part = part(&mut files, &file.name).ok_or_else(|| damaged(&file.name))?;
-        let (_, mut body) = store.get_stream(&key(&file.name)).await?;
-        let mut hash = Sha256::new();
-        while let Some(chunk) = body.next().await {
-            let chunk = chunk?;
-            // What is longer than it may be is not taken in to its end.
-            if (part.len() + chunk.len()) as u64 > file.bytes {
-                return Err(damaged(&file.name));
-            }
-            hash.update(&chunk);
-            part.extend_from_slice(&chunk);
-            copy = copy.filter(|copy| copy.write(&file.name, &chunk));
-        }
-        if part.len() as u64 != file.bytes || hex::encode(hash.finalize()) != file.sha256 {
-            return Err(damaged(&file.name));
-        }
+    for (file, bytes) in manifest.files.iter().zip(try_join_all(all).await?) {
+        *part(&mut files, &file.name).ok_or_else(|| damaged(&file.name))? = bytes;
     }
-    if let Some(copy) = copy {
+    if let Some(copy) = copy.and_then(Arc::into_inner) {
         copy.keep();
     }
     Ok((manifest, files))
+}
+
+fn key(generation: &str, name: &str) -> Key {
+    Key::Adapter { generation: generation.to_owned(), name: name.to_owned() }
+}
+
+/// Bytes that are hashed at once.
+const PIECE: usize = 256 << 10;
+
+/// A file: what has come of it is hashed, and written to the disk, while more comes.
+async fn fetch(
+    store: &Arc<dyn BlobStore>,
+    generation: &str,
+    file: &ManifestFile,
+    copy: Option<Arc<Incoming>>,
+) -> Result<Vec<u8>, ArtifactError> {
+    let key = key(generation, &file.name);
+    let damaged = || ArtifactError::Damaged(key.to_string());
+    let (_, mut body) = store.get_stream(&key).await?;
+    let (name, size) = (file.name.clone(), file.bytes);
+    let mut taken = hands::begin(move || Taken::new(copy, &name));
+    let (mut come, mut waiting, mut pieces, mut is_open) = (0, 0, Vec::new(), true);
+    while is_open {
+        let chunk = body.next().await.transpose()?;
+        is_open = chunk.is_some();
+        if let Some(chunk) = chunk {
+            (come, waiting) = (come + chunk.len() as u64, waiting + chunk.len());
+            pieces.push(chunk);
+        }
+        // What is longer than it may be is not taken in to its end.
+        if come > size {
+            return Err(damaged());
+        }
+        if waiting >= PIECE || !is_open {
+            let (pieces, before) = (std::mem::take(&mut pieces), taken.await.map_err(|_| damaged())?);
+            taken = hands::begin(move || before.with(&pieces));
+            waiting = 0;
+        }
+    }
+    let Taken { hash, bytes, .. } = taken.await.map_err(|_| damaged())?;
+    if come != size || hex::encode(hash.finalize()) != file.sha256 {
+        return Err(damaged());
+    }
+    Ok(bytes)
+}
+
+/// What has come of a file.
+struct Taken {
+    hash: Sha256,
+    bytes: Vec<u8>,
+    copy: Option<Copy>,
+}
+
+impl Taken {
+    fn new(copy: Option<Arc<Incoming>>, name: &str) -> Self {
+        Self { hash: Sha256::new(), bytes: Vec::new(), copy: copy.and_then(|copy| Copy::begin(copy, name)) }
+    }
+
+    fn with(mut self, pieces: &[Bytes]) -> Self {
+        for piece in pieces {
+            self.hash.update(piece);
+            self.bytes.extend_from_slice(piece);
+            if let Some(copy) = &mut self.copy {
+                copy.write(piece);
+            }
+        }
+        self
+    }
 }

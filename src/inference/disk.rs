@@ -7,7 +7,10 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use fs4::fs_std::FileExt;
@@ -37,6 +40,8 @@ struct State {
     kept: HashMap<String, Kept>,
     /// Of all that is kept, and of copies under way.
     bytes: u64,
+    /// Copies that have begun: each has a folder of its own name.
+    begun: u64,
     clock: Clock,
     pinned: HashSet<String>,
 }
@@ -144,7 +149,7 @@ impl DiskCache {
     }
 
     /// A copy of this many bytes begins; none when it finds no room, or cannot be written.
-    pub fn begin(&self, manifest: &Manifest) -> Option<Incoming<'_>> {
+    pub fn begin(self: &Arc<Self>, manifest: &Manifest) -> Option<Incoming> {
         let generation = manifest.generation.as_str();
         let json = serde_json::to_vec(manifest).ok()?;
         let bytes = manifest.files.iter().map(|file| file.bytes).sum::<u64>() + json.len() as u64;
@@ -156,11 +161,14 @@ impl DiskCache {
             return None;
         }
         state.bytes += bytes;
+        state.begun += 1;
+        let partial = self.dir.join(format!("{generation}.{}{PARTIAL}", state.begun));
         drop(state);
-        let partial = self.dir.join(format!("{generation}{PARTIAL}"));
-        let copy = Incoming { cache: self, generation: generation.to_owned(), bytes, partial, is_kept: false };
+        let (cache, generation, is_whole) = (self.clone(), generation.to_owned(), AtomicBool::new(true));
+        let copy = Incoming { cache, generation, bytes, partial, is_whole, is_kept: false };
         let made = fs::create_dir_all(&copy.partial).and_then(|()| fs::write(copy.partial.join(MANIFEST), json));
-        copy.written(made).then_some(copy)
+        copy.note(made);
+        copy.is_whole().then_some(copy)
     }
 
     /// Drops what is worth least until `wanted` more bytes keep the budget; false when that cannot be.
@@ -186,49 +194,73 @@ impl DiskCache {
 }
 
 /// A generation's files on their way to the disk. Dropped before it is kept, it leaves nothing.
-pub struct Incoming<'a> {
-    cache: &'a DiskCache,
+pub struct Incoming {
+    cache: Arc<DiskCache>,
     generation: String,
     bytes: u64,
     partial: PathBuf,
+    /// False when the disk does not take it: the adapter is served without a copy.
+    is_whole: AtomicBool,
     is_kept: bool,
 }
 
-impl Incoming<'_> {
-    /// False when the disk does not take it: the adapter is served without a copy.
-    pub fn write(&self, name: &str, bytes: &[u8]) -> bool {
-        let write = || {
-            let mut file = File::options().create(true).append(true).open(self.partial.join(name))?;
-            file.write_all(bytes)
-        };
-        self.written(write())
-    }
-
-    /// The files are whole: from now on they are found.
+impl Incoming {
+    /// The files are all written: from now on they are found.
     pub fn keep(mut self) {
         let to = self.cache.dir.join(&self.generation);
-        if !self.written(fs::rename(&self.partial, to)) {
+        if !self.is_whole() {
             return;
         }
-        self.is_kept = true;
-        let state = &mut *self.cache.state();
-        let worth = state.clock.used(1);
-        state.kept.insert(self.generation.clone(), Kept { bytes: self.bytes, uses: 1, worth });
+        self.note(fs::rename(&self.partial, to));
+        self.is_kept = self.is_whole();
+        if self.is_kept {
+            let state = &mut *self.cache.state();
+            let worth = state.clock.used(1);
+            state.kept.insert(self.generation.clone(), Kept { bytes: self.bytes, uses: 1, worth });
+        }
     }
 
-    fn written(&self, result: io::Result<()>) -> bool {
-        if let Err(error) = &result {
+    fn is_whole(&self) -> bool {
+        self.is_whole.load(Ordering::Relaxed)
+    }
+
+    fn note(&self, result: io::Result<()>) {
+        if let Err(error) = result {
             tracing::warn!("{}: {error}", self.partial.display());
+            self.is_whole.store(false, Ordering::Relaxed);
         }
-        result.is_ok()
     }
 }
 
-impl Drop for Incoming<'_> {
+impl Drop for Incoming {
     fn drop(&mut self) {
         if !self.is_kept {
             self.cache.state().bytes -= self.bytes;
             self.cache.delete(&self.partial);
+        }
+    }
+}
+
+/// One of the files.
+pub struct Copy {
+    of: Arc<Incoming>,
+    file: File,
+}
+
+impl Copy {
+    pub fn begin(of: Arc<Incoming>, name: &str) -> Option<Self> {
+        match File::create(of.partial.join(name)) {
+            Ok(file) => Some(Self { of, file }),
+            Err(error) => {
+                of.note(Err(error));
+                None
+            }
+        }
+    }
+
+    pub fn write(&mut self, bytes: &[u8]) {
+        if self.of.is_whole() {
+            self.of.note(self.file.write_all(bytes));
         }
     }
 }

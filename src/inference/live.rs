@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use super::{
     AdapterRef, Resident,
     artifact::{adapter_of, generation_of, listed},
+    hands,
     registry::Lease,
 };
 use crate::{
@@ -60,7 +61,8 @@ impl LiveRun {
             _ => {
                 let snapshot = self.source.snapshot()?;
                 let files = adapter_of(&snapshot).context("a live adapter without files")?;
-                let new = (snapshot.step, InMemory::new(&files, &self.resident)?);
+                let made_of = || InMemory::new(&files, &self.resident);
+                let new = (snapshot.step, hands::at_once(made_of)?);
                 Ok(made.insert(new).clone())
             }
         }

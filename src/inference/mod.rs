@@ -8,6 +8,7 @@ mod disk;
 mod engine;
 mod fairness;
 mod handle;
+mod hands;
 mod live;
 mod mix;
 mod prefixes;

@@ -15,6 +15,7 @@ use super::{
     AdapterRef, ArtifactError, EngineError, EngineSettings, Mix, Residency, Resident, Tier,
     artifact::read_through,
     disk::DiskCache,
+    hands,
     worth::{Clock, Worth},
 };
 use crate::{
@@ -183,7 +184,7 @@ impl Registry {
             return Err(EngineError::Adapter(message));
         }
         let (base, loader) = (resident.base.clone(), self.loader);
-        let hook = tokio::task::spawn_blocking(move || match (&mix, files.as_slice()) {
+        let hook = hands::begin(move || match (&mix, files.as_slice()) {
             (None, [(files, _)]) => loader(files, &base),
             (_, files) => methods::mix::mix(files, &base),
         });

@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor, Var};
+use rayon::prelude::*;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
 pub use crate::formats::safetensors::write as tensor_bytes;
-use crate::formats::{Storage, TensorView, safetensors::Safetensors};
+use crate::{
+    formats::{Storage, TensorView, safetensors::Safetensors},
+    model::kernels::elementwise::are_finite,
+};
 
 /// The names of an adapter's files in PEFT's directory and in the store.
 pub const CONFIG: &str = "adapter_config.json";
@@ -79,7 +83,7 @@ pub fn number(value: f64) -> Value {
 /// Reads exactly the tensors that `expected` lists, as F32, in its order. A missing or unexpected tensor, another
 /// shape and a value that is not finite are errors that name the tensor.
 pub fn tensors(weights: &[u8], expected: &[(String, Vec<usize>)]) -> Result<Vec<Vec<f32>>, MethodError> {
-    let file = Safetensors::from_bytes(weights.to_vec())?;
+    let file = Safetensors::of(weights)?;
     let names: std::collections::BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
     let mut unexpected: Vec<&str> = file.names().filter(|name| !names.contains(name)).collect();
     unexpected.sort_unstable();
@@ -87,7 +91,7 @@ pub fn tensors(weights: &[u8], expected: &[(String, Vec<usize>)]) -> Result<Vec<
         let count = unexpected.len();
         return Err(MethodError::Mismatch(format!("{count} tensors match no module of the base: {name} …")));
     }
-    expected.iter().map(|(name, shape)| checked(&file, name, shape)).collect()
+    expected.par_iter().map(|(name, shape)| checked(&file, name, shape)).collect()
 }
 
 /// Trained tensors with these first values, in order.
@@ -108,14 +112,14 @@ pub fn variable_bytes(variables: &[(String, Var)]) -> Result<Vec<u8>, MethodErro
 
 /// Every tensor's name and shape, by name.
 pub fn shapes(weights: &[u8]) -> Result<Vec<(String, Vec<usize>)>, MethodError> {
-    let file = Safetensors::from_bytes(weights.to_vec())?;
+    let file = Safetensors::of(weights)?;
     let mut shapes: Vec<(String, Vec<usize>)> =
         file.names().filter_map(|name| Some((name.to_owned(), file.tensor(name)?.shape.to_vec()))).collect();
     shapes.sort_unstable();
     Ok(shapes)
 }
 
-fn checked(file: &Safetensors, name: &str, shape: &[usize]) -> Result<Vec<f32>, MethodError> {
+fn checked(file: &Safetensors<&[u8]>, name: &str, shape: &[usize]) -> Result<Vec<f32>, MethodError> {
     let Some(view) = file.tensor(name) else {
         return Err(MethodError::Mismatch(format!("tensor {name} is missing")));
     };
@@ -123,10 +127,11 @@ fn checked(file: &Safetensors, name: &str, shape: &[usize]) -> Result<Vec<f32>, 
         return Err(MethodError::Mismatch(format!("tensor {name} has shape {:?}, not {shape:?}", view.shape)));
     }
     let values = floats(name, &view)?;
-    match values.iter().position(|value| !value.is_finite()) {
-        None => Ok(values),
-        Some(at) => Err(MethodError::Mismatch(format!("tensor {name} has {} at place {at}", values[at]))),
+    if are_finite(&values) {
+        return Ok(values);
     }
+    let (at, value) = values.iter().enumerate().find(|(_, value)| !value.is_finite()).unwrap_or((0, &f32::NAN));
+    Err(MethodError::Mismatch(format!("tensor {name} has {value} at place {at}")))
 }
 
 /// A view's numbers as F32.

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{AdapterFiles, MethodError, as_lora, lora, score, spec_of};
 use crate::{
     domain::{MethodSpec, Site},
-    model::{Base, Hook, LowRanks},
+    model::{Base, Hook, Served},
 };
 
 /// The methods whose change is a low-rank matrix beside linears, so that changes can be added.
@@ -52,7 +52,7 @@ pub fn mix(parts: &[(AdapterFiles, f32)], base: &Base) -> Result<Arc<dyn Hook>, 
             stack.b.push((b.into_iter().map(|x| factor * x).collect(), target.r));
         }
     }
-    let mut mixed = LowRanks::new(base.info.layers);
+    let mut mixed = Served::new(base.info.layers);
     for ((layer, site), stack) in stacks {
         let (outputs, _) = base.info.shape(site);
         let b = stack.b(outputs);

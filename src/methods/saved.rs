@@ -89,6 +89,10 @@ impl Saved {
         Self { modules, ..Self::default() }
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.modules.is_empty() && self.tokens.is_none()
+    }
+
     pub fn module(&self, module: SavedModule) -> Option<&Tensor> {
         self.modules.iter().find(|(found, _)| *found == module).map(|(_, tensor)| tensor)
     }

@@ -197,6 +197,11 @@ impl Base {
         &self.device
     }
 
+    /// Whether its ops are our fused ones; else they are composed of candle's.
+    pub fn is_fused(&self) -> bool {
+        !ops::is_composed_on(&self.device)
+    }
+
     /// What `precision: auto` means here: f32 on a base of F32, else bf16 where the kernels have it.
     pub fn auto_compute(&self) -> Compute {
         let most = self.info.storage.as_str();

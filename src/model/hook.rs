@@ -11,8 +11,8 @@ use candle_core::{Result, Tensor};
 use super::{
     Taken,
     linear::Linear,
-    low_rank::LowRanks,
     mlp::{Mlp, Products},
+    served::Served,
 };
 use crate::domain::{Norm, Site, TaskHead};
 
@@ -60,10 +60,10 @@ pub trait Hook: Send + Sync {
         Ok(x)
     }
 
-    /// All that the method does inside the layers, where that is a low-rank change of some linears and nothing else.
-    /// The changes of all adapters of a batch are then made in one op, and of the other methods here only `embed`,
-    /// `virtual_tokens` and `head` are called. No gradients: only for adapters that are served.
-    fn low_rank(&self) -> Option<&LowRanks> {
+    /// All that the method does inside the layers, where that can be done for all adapters of a batch in one op each. Of
+    /// the other methods here only those of the model's ends and of the prefix are called then. No gradients: only for
+    /// adapters that are served.
+    fn served(&self) -> Option<&Served> {
         None
     }
 

@@ -61,9 +61,14 @@ impl Linear {
     }
 
     /// This linear's change in an adapter to serve: `a: (r, in)` and `b: (out, r)`, row by row. Beside int8 products
-    /// the factors are kept in bf16.
+    /// the factors are kept in int8, a scale a row.
     pub fn low_rank(&self, a: Vec<f32>, b: &[f32], scale: f64) -> LowRank {
         LowRank::new(a, b, self.shape(), scale, self.weight.compute())
+    }
+
+    /// What its products are made in.
+    pub fn compute(&self) -> Compute {
+        self.weight.compute()
     }
 
     /// W as a dense F32 tensor.

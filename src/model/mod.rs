@@ -6,8 +6,8 @@ pub mod cache;
 pub mod decoder;
 pub mod device;
 pub mod linear;
-pub mod low_rank;
 pub mod mlp;
+pub mod served;
 
 pub mod ops;
 
@@ -33,7 +33,7 @@ pub use decoder::{Base, Batch, CrossEntropy, LogProbs, Scores, Sequence, Target}
 pub use hook::{At, Finish, Frozen, Hook, Replaced};
 pub use linear::Linear;
 pub use load::Held;
-pub use low_rank::{LowRank, LowRanks};
+pub use served::{LowRank, Served};
 pub use taken::Taken;
 pub use tape::{Keep, Tape};
 pub use turns::Turns;

@@ -6,9 +6,9 @@ use candle_core::{Device, Result, Tensor};
 
 use super::{
     At, Base, Batch, Finish, Hook, Linear, Replaced, Taken,
-    low_rank::{add_low_rank, scale_rows},
     mlp::{Mlp, Products},
     ops::{self, Block, Rotation, Span},
+    served::{Crowd, Served},
 };
 use crate::domain::{Norm, Site};
 
@@ -25,9 +25,14 @@ struct Group {
 }
 
 impl Group {
-    /// The hook that has to be called inside the layers: one of low-rank changes is not.
+    /// What is done for all adapters of a batch at once.
+    fn served(&self) -> Option<&Served> {
+        self.hook.as_ref()?.served()
+    }
+
+    /// The hook that has to be called inside the layers.
     fn active(&self) -> Option<&Arc<dyn Hook>> {
-        self.hook.as_ref().filter(|hook| hook.low_rank().is_none())
+        self.hook.as_ref().filter(|hook| hook.served().is_none())
     }
 }
 
@@ -178,12 +183,15 @@ impl Pass {
         let gate = self.linear(layer, Site::Gate, &h, &weights.mlp.gate)?;
         let up = self.linear(layer, Site::Up, &h, &weights.mlp.up)?;
         let z = weights.mlp.activate(&gate, &up)?;
-        let z = self.scale_products(layer, z)?;
+        let z = self.crowd().product(layer, z)?;
         let z = self.map(z, |group, hook, z| hook.act(self.at(layer, group), z))?;
-        let (z, finishes) = self.replaced(layer, &weights.mlp, &h, Products { gate, up, z })?;
+        let products = Products { gate, up, z };
+        let extra = self.crowd().mix(layer, &weights.mlp, &h, &products)?;
+        let (z, finishes) = self.replaced(layer, &weights.mlp, &h, products)?;
         let m = self.linear(layer, Site::Down, &z, &weights.mlp.down)?;
-        let m = self.finished(m, finishes)?;
+        let m = self.crowd().mixed(layer, self.finished(m, finishes)?, extra)?;
         let m = normed(m, &weights.mlp_out_norm, base.eps)?;
+        let m = self.crowd().after(layer, &x, m)?;
         let m = self.map(m, |group, hook, m| hook.after(self.at(layer, group), &part(&x, &group.rows)?, m))?;
         &x + m
     }
@@ -244,22 +252,11 @@ impl Pass {
         let y = self.map(base.forward(x)?, |group, hook, y| {
             hook.adjust(self.at(layer, group), site, &part(x, &group.rows)?, y, base)
         })?;
-        let changes = self.groups.iter().filter_map(|group| {
-            let change = group.hook.as_ref()?.low_rank()?.get(layer, site)?;
-            Some((group.rows.clone(), change))
-        });
-        let changes: Vec<_> = changes.collect();
-        if changes.is_empty() { Ok(y) } else { add_low_rank(x, y, &changes) }
+        self.crowd().linear(layer, site, x, y)
     }
 
-    /// Factors of the feed-forward products of adapters that are served, each on its own rows.
-    fn scale_products(&self, layer: usize, z: Tensor) -> Result<Tensor> {
-        let factors = self.groups.iter().filter_map(|group| {
-            let factors = group.hook.as_ref()?.low_rank()?.product(layer)?;
-            Some((group.rows.clone(), factors))
-        });
-        let factors: Vec<_> = factors.collect();
-        if factors.is_empty() { Ok(z) } else { scale_rows(z, &factors) }
+    fn crowd(&self) -> Crowd<'_> {
+        self.groups.iter().filter_map(|group| Some((group.rows.clone(), group.served()?))).collect()
     }
 
     /// Applies `f` to the rows of each group that has an active hook.
@@ -431,12 +428,16 @@ impl Pass {
     }
 
     pub fn prefixes(&self, layer: usize) -> Result<Vec<Option<Prefix>>> {
-        self.groups.iter().map(|g| g.active().map_or(Ok(None), |hook| hook.prefix(layer))).collect()
+        self.groups.iter().map(|g| g.hook.as_ref().map_or(Ok(None), |hook| hook.prefix(layer))).collect()
     }
 
     fn gate(&self, layer: usize, group: &Group, h: &Tensor) -> Result<Option<Tensor>> {
-        let Some(hook) = group.active() else { return Ok(None) };
-        hook.gate(self.at(layer, group), &part(h, &group.rows)?)
+        let rows = || part(h, &group.rows);
+        match (group.served(), group.active()) {
+            (Some(served), _) => served.gate(layer).map(|gate| gate.column(&rows()?)).transpose(),
+            (None, Some(hook)) => hook.gate(self.at(layer, group), &rows()?),
+            (None, None) => Ok(None),
+        }
     }
 }
 

@@ -14,7 +14,10 @@ pub(super) enum Spelling {
 
 #[derive(Default)]
 pub(super) struct Vocabulary {
-    bytes: Vec<Vec<u8>>,
+    /// Of all tokens, one behind another.
+    bytes: Vec<u8>,
+    /// Where each token's end.
+    ends: Vec<u32>,
     special: Vec<bool>,
 }
 
@@ -31,23 +34,27 @@ impl Vocabulary {
         let letters = byte_of_letter();
         let mut vocabulary = Vocabulary::default();
         for token in tokens {
-            vocabulary.bytes.push(match (token.is_added, spelling) {
+            vocabulary.bytes.extend(match (token.is_added, spelling) {
                 (true, _) => token.text.as_bytes().to_vec(),
                 (false, Spelling::ByteLevel) => byte_level(token.text, &letters),
                 (false, Spelling::SentencePiece) => sentence_piece(token.text),
             });
+            // No file's header is that long.
+            vocabulary.ends.push(u32::try_from(vocabulary.bytes.len()).unwrap_or(u32::MAX));
             vocabulary.special.push(token.is_special);
         }
         vocabulary
     }
 
     pub(super) fn len(&self) -> usize {
-        self.bytes.len()
+        self.ends.len()
     }
 
     /// Nothing for an id outside the vocabulary.
     pub(super) fn bytes(&self, id: u32) -> &[u8] {
-        self.bytes.get(id as usize).map_or(&[], Vec::as_slice)
+        let end = |id: usize| self.ends.get(id).map(|end| *end as usize);
+        let start = if id == 0 { Some(0) } else { end(id as usize - 1) };
+        start.zip(end(id as usize)).and_then(|(start, end)| self.bytes.get(start..end)).unwrap_or_default()
     }
 
     pub(super) fn is_special(&self, id: u32) -> bool {
@@ -80,4 +87,18 @@ fn byte_of_letter() -> HashMap<char, u8> {
     let (plain, moved): (Vec<u8>, Vec<u8>) = (0..=255).partition(is_printable);
     let moved = (0x100..).filter_map(char::from_u32).zip(moved);
     plain.into_iter().map(|b| (char::from(b), b)).chain(moved).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_token_has_its_own_bytes() {
+        let token = |text| Token { text, is_added: false, is_special: false };
+        let found = Vocabulary::new(Spelling::SentencePiece, ["▁a", "", "<0x0A>", "bc"].into_iter().map(token));
+        let bytes: Vec<&[u8]> = [0, 1, 2, 3, 4, u32::MAX].map(|id| found.bytes(id)).to_vec();
+        assert_eq!(bytes, [&b" a"[..], b"", b"\n", b"bc", b"", b""]);
+        assert_eq!(found.len(), 4);
+    }
 }

@@ -161,6 +161,6 @@ fn it_is_served_beside_loras_in_one_op() {
     ] {
         let files = create(&MethodSpec::from_json(&adapter).unwrap(), &base, 1).export().unwrap();
         let hook = methods::load(&files, &base).unwrap();
-        assert_eq!(hook.low_rank().is_some(), is_one, "{adapter}");
+        assert_eq!(hook.served().is_some(), is_one, "{adapter}");
     }
 }

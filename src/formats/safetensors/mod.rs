@@ -2,7 +2,7 @@
 
 mod header;
 
-use std::path::Path;
+use std::{ops::Deref, path::Path};
 
 use bytes::Bytes;
 use indexmap::IndexMap;
@@ -17,11 +17,11 @@ const MAX_ADAPTER_HEADER: u64 = 16 << 20;
 const MAX_MODEL_HEADER: u64 = 100_000_000;
 
 /// One opened file. Dtypes other than F32, F16 and BF16 are refused by name.
-pub struct Safetensors {
+pub struct Safetensors<B = Bytes> {
     tensors: IndexMap<String, Span>,
     /// Where the header ends.
     start: usize,
-    bytes: Bytes,
+    bytes: B,
 }
 
 impl Safetensors {
@@ -30,12 +30,21 @@ impl Safetensors {
         Self::parse(map(path)?, MAX_MODEL_HEADER).map_err(|error| error.in_file(path))
     }
 
-    /// An adapter's file, in memory.
-    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, FormatError> {
-        Self::parse(bytes.into(), MAX_ADAPTER_HEADER)
+    /// The tensor's bytes, kept alive with the file.
+    pub fn tensor_bytes(&self, name: &str) -> Option<Bytes> {
+        self.tensors.get(name).map(|span| self.bytes.slice(self.start + span.start..self.start + span.end))
     }
+}
 
-    fn parse(bytes: Bytes, max_header: u64) -> Result<Self, FormatError> {
+impl<'a> Safetensors<&'a [u8]> {
+    /// An adapter's file, in memory.
+    pub fn of(bytes: &'a [u8]) -> Result<Self, FormatError> {
+        Self::parse(bytes, MAX_ADAPTER_HEADER)
+    }
+}
+
+impl<B: Deref<Target = [u8]>> Safetensors<B> {
+    fn parse(bytes: B, max_header: u64) -> Result<Self, FormatError> {
         let Some((len, rest)) = bytes.split_first_chunk::<8>() else {
             let n = bytes.len();
             return Err(FormatError::Invalid(format!("safetensors: {n} bytes are too few for a header")));
@@ -52,11 +61,6 @@ impl Safetensors {
         };
         let tensors = header::parse(json, rest.len() - json.len())?;
         Ok(Safetensors { tensors, start: 8 + len as usize, bytes })
-    }
-
-    /// The tensor's bytes, kept alive with the file.
-    pub fn tensor_bytes(&self, name: &str) -> Option<Bytes> {
-        self.tensors.get(name).map(|span| self.bytes.slice(self.start + span.start..self.start + span.end))
     }
 
     /// Names in the order of the header.

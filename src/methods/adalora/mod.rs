@@ -64,7 +64,11 @@ impl Method for AdaLoraSpec {
     fn load(&self, files: &AdapterFiles, base: &Base) -> Result<Arc<dyn Hook>, MethodError> {
         let Stored { modules, tensors, .. } = Stored::read(self, files, &base.info)?;
         let triplets: Vec<Triplets> = tensors.chunks_exact(3).map(triplets).collect();
-        Ok(Arc::new(change(self, &base.info, &modules, &triplets)?))
+        let change = change(self, &base.info, &modules, &triplets)?;
+        Ok(match change.served(base)? {
+            Some(served) => Arc::new(served),
+            None => Arc::new(change),
+        })
     }
 
     fn as_lora(&self, files: &AdapterFiles, base: &BaseInfo) -> Result<AdapterFiles, MethodError> {

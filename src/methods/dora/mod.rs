@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     domain::{BaseInfo, DoraSpec, Site, spec::LoraTarget},
-    model::{Base, Hook, Linear, LowRanks},
+    model::{Base, Hook, Linear, Served},
 };
 use layer::Decomposed;
 
@@ -81,7 +81,7 @@ impl Method for DoraSpec {
             return Ok(Arc::new(adapted(self, files, base)?));
         }
         // Nothing but linears of the layers: made for all adapters of a batch at once, as LoRA is.
-        let mut changes = LowRanks::new(base.info.layers);
+        let mut changes = Served::new(base.info.layers);
         let tensors = lora::tensors(files, places.names(&base.info), base)?;
         for (place, tensors) in places.targets.iter().zip(tensors.chunks_exact(3)) {
             let Decomposed { low_rank, factors } = place.change(tensors)?;

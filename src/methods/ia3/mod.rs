@@ -13,7 +13,7 @@ use crate::{
         BaseInfo, Ia3Spec, Site,
         spec::{Ia3Target, Knobs},
     },
-    model::{Base, Hook, LowRanks},
+    model::{Base, Hook, Served},
 };
 use layer::{Factors, Ia3};
 
@@ -48,12 +48,12 @@ impl Method for Ia3Spec {
             return Ok(Arc::new(stored(self, files, base)?));
         }
         // Factors of outputs, and of what `down` takes: made for all adapters of a batch at once.
-        let mut changes = LowRanks::new(base.info.layers);
+        let mut changes = Served::new(base.info.layers);
         let tensors = variables::read(&files.weights, &shapes(&targets, &base.info))?;
         for (target, l) in targets.iter().zip(tensors) {
             let l = l.flatten_all()?.to_vec1::<f32>()?;
             if target.is_feedforward {
-                changes.insert_product(target.layer, l);
+                changes.layer(target.layer).product = Some(l);
             } else {
                 let linear = base.linear(target.layer, target.site);
                 changes.insert(target.layer, target.site, linear.low_rank(Vec::new(), &[], 0.0).rescaled(l, None));

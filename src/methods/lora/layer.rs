@@ -10,7 +10,7 @@ use candle_core::{Device, Result, Tensor};
 use crate::{
     domain::{Norm, Site},
     methods::{Merge, dropout, saved::Saved},
-    model::{At, Hook, Linear, ops},
+    model::{self, At, Base, Hook, Linear, Served, ops},
 };
 
 /// What a method makes of one linear. `dropped` is x with dropout, none where nothing is dropped.
@@ -55,6 +55,32 @@ impl LowRank {
     fn embedded(&self, ids: &[u32]) -> Result<Tensor> {
         let columns = self.a.index_select(&Tensor::new(ids, &Device::Cpu)?, 1)?;
         columns.t()?.matmul(&self.b.t()?)?.affine(self.scale, 0.0)
+    }
+}
+
+impl LowRank {
+    /// The same beside this linear, to serve.
+    pub fn served(&self, linear: &Linear) -> Result<model::LowRank> {
+        let numbers = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
+        Ok(linear.low_rank(numbers(&self.a)?, &numbers(&self.b)?, self.scale))
+    }
+}
+
+impl Adapted<LowRank> {
+    /// The same in ops over all adapters of a batch; none where more is changed than linears of the layers.
+    pub fn served(&self, base: &Base) -> Result<Option<Served>> {
+        if self.head.is_some() || self.embed.is_some() || !self.saved.is_empty() {
+            return Ok(None);
+        }
+        let mut served = Served::new(self.layers.len());
+        for (layer, sites) in self.layers.iter().enumerate() {
+            for (site, change) in Site::LAYER.into_iter().zip(sites) {
+                if let Some(change) = change {
+                    served.insert(layer, site, change.served(base.linear(layer, site))?);
+                }
+            }
+        }
+        Ok(Some(served))
     }
 }
 

@@ -10,6 +10,7 @@ mod svd;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
+use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 use super::{
@@ -21,7 +22,7 @@ use crate::{
         BaseInfo, DoraSpec, LoraSpec, MethodSpec, Site,
         spec::{LoraTarget, SavedModule},
     },
-    model::{Base, Hook, LowRanks},
+    model::{Base, Hook, Served},
 };
 use layer::{Adapted, LowRank};
 
@@ -121,10 +122,13 @@ impl Method for LoraSpec {
             return Ok(Arc::new(adapted(self, files, base)?));
         };
         // Nothing but linears of the layers: the engine makes the changes of all adapters of a batch in one op.
-        let mut changes = LowRanks::new(base.info.layers);
-        for (target, a, b) in linears {
+        let change = |(target, a, b): Factors| {
             let linear = base.linear(target.layer, target.site);
-            changes.insert(target.layer, target.site, linear.low_rank(a, &b, target.scale));
+            (target.layer, target.site, linear.low_rank(a, &b, target.scale))
+        };
+        let mut changes = Served::new(base.info.layers);
+        for (layer, site, change) in linears.into_par_iter().map(change).collect::<Vec<_>>() {
+            changes.insert(layer, site, change);
         }
         Ok(Arc::new(changes))
     }

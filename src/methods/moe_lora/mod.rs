@@ -10,6 +10,7 @@ mod mixlora;
 mod modules;
 mod names;
 mod router;
+mod serving;
 #[cfg(test)]
 mod tests;
 mod top_k;
@@ -44,7 +45,7 @@ impl Method for MoeLoraSpec {
     fn load(&self, files: &AdapterFiles, base: &Base) -> Result<Arc<dyn Hook>, MethodError> {
         let parts = parts(self, &base.info)?;
         let values = file::tensors(&files.weights, &Part::expected(&parts))?;
-        Ok(Modules::new(self, &base.info, &Tensors::new(&parts, values)?)?.serving())
+        Ok(Modules::new(self, &base.info, &Tensors::new(&parts, values)?)?.serving(base)?)
     }
 }
 

@@ -13,6 +13,7 @@ use super::{
     mixlora::{Block, MixLora},
     names,
     router::{Gate, Router},
+    serving,
     top_k::TopK,
 };
 use crate::{
@@ -24,7 +25,7 @@ use crate::{
         lora::layer::{Adapted, LowRank},
         part::Tensors,
     },
-    model::Hook,
+    model::{Base, Hook},
 };
 
 /// The tensors in their places; while training they share their memory with the variables.
@@ -35,7 +36,7 @@ pub struct Modules {
 }
 
 enum Placed {
-    Blocks { blocks: Arc<Vec<Option<Block>>>, attention: Arc<Adapted<LowRank>> },
+    Blocks { blocks: Arc<Vec<Option<Block>>>, attention: Arc<Adapted<LowRank>>, top_k: usize },
     Linears(Arc<Sites>),
 }
 
@@ -56,15 +57,21 @@ impl Modules {
         self.hook(Some(Tally::new(self.coefficient)))
     }
 
-    pub fn serving(&self) -> Arc<dyn Hook> {
-        self.hook(None)
+    pub fn serving(&self, base: &Base) -> Result<Arc<dyn Hook>> {
+        match &self.placed {
+            // Elsewhere than on the CPU, its ops are candle's.
+            Placed::Blocks { blocks, attention, top_k } if base.is_fused() => {
+                Ok(Arc::new(serving::of(blocks, attention, *top_k, base)?))
+            }
+            _ => Ok(self.hook(None)),
+        }
     }
 
     fn hook(&self, tally: Option<Tally>) -> Arc<dyn Hook> {
         let dropout = self.dropout;
         match &self.placed {
             Placed::Linears(sites) => Arc::new(Linears { sites: sites.clone(), dropout, tally }),
-            Placed::Blocks { blocks, attention } => {
+            Placed::Blocks { blocks, attention, .. } => {
                 Arc::new(MixLora { blocks: blocks.clone(), attention: attention.clone(), dropout, tally })
             }
         }
@@ -90,6 +97,10 @@ impl Reader<'_> {
         self.spec.lora_alpha / self.spec.r as f64
     }
 
+    fn top_k(&self) -> usize {
+        self.spec.top_k.unwrap_or(2)
+    }
+
     fn experts(&self, layer: usize, site: Site) -> Result<Experts> {
         let module = names::module(self.spec, layer, site);
         let experts = 0..self.spec.experts(layer, self.base);
@@ -99,7 +110,7 @@ impl Reader<'_> {
 
     fn router(&self, module: &str, place: usize) -> Result<Router> {
         let gate: Box<dyn Gate> = match self.spec.variant {
-            MoeVariant::MixLora | MoeVariant::Mola => Box::new(TopK(self.spec.top_k.unwrap_or(2))),
+            MoeVariant::MixLora | MoeVariant::Mola => Box::new(TopK(self.top_k())),
             MoeVariant::LoraMoe => Box::new(All),
             MoeVariant::AdaMole => Box::new(Threshold {
                 weight: self.tensors.get(&format!("{module}.moe_threshold.weight"))?,
@@ -137,6 +148,7 @@ impl Reader<'_> {
                 down: experts(Site::Down)?,
             });
         }
-        Ok(Placed::Blocks { blocks: Arc::new(blocks), attention: Arc::new(attention) })
+        let (blocks, attention) = (Arc::new(blocks), Arc::new(attention));
+        Ok(Placed::Blocks { blocks, attention, top_k: self.top_k() })
     }
 }

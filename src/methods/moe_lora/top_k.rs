@@ -10,6 +10,16 @@ use crate::{methods::top_k::largest, model::At};
 
 pub struct TopK(pub usize);
 
+impl TopK {
+    /// The same for one row.
+    pub fn weights(&self, p: &[f32]) -> Vec<f32> {
+        let kept = largest(p, self.0).into_iter().zip(p).map(|(active, p)| if active { *p } else { 0.0 });
+        let kept: Vec<f32> = kept.collect();
+        let sum: f32 = kept.iter().sum();
+        kept.into_iter().map(|p| p / sum).collect()
+    }
+}
+
 impl Gate for TopK {
     fn choose(&self, scores: &Scores) -> Result<Choice> {
         let active: Vec<bool> = scores.values.iter().flat_map(|p| largest(p, self.0)).collect();

@@ -8,7 +8,10 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
-use crate::{methods::virtual_tokens::file::Layout, model::Hook};
+use crate::{
+    methods::virtual_tokens::file::Layout,
+    model::{Hook, Served, served::NOTHING},
+};
 
 /// The prefix as the model sees it.
 pub struct Prefix {
@@ -27,6 +30,10 @@ impl Prefix {
 }
 
 impl Hook for Prefix {
+    fn served(&self) -> Option<&Served> {
+        Some(&NOTHING)
+    }
+
     fn prefix(&self, layer: usize) -> Result<Option<(Tensor, Tensor)>> {
         Ok(self.layers.get(layer).cloned())
     }

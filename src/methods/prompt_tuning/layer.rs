@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
-use crate::{methods::virtual_tokens::file::Layout, model::Hook};
+use crate::{
+    methods::virtual_tokens::file::Layout,
+    model::{Hook, Served, served::NOTHING},
+};
 
 /// The rows as the model sees them.
 pub struct Prompt {
@@ -22,6 +25,10 @@ impl Prompt {
 }
 
 impl Hook for Prompt {
+    fn served(&self) -> Option<&Served> {
+        Some(&NOTHING)
+    }
+
     fn virtual_tokens(&self) -> usize {
         self.tokens
     }

@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor};
 use crate::{
     domain::{Norm, Site, TaskHead},
     model::{
-        At, Hook, Linear, LowRanks, Replaced, Taken,
+        At, Hook, Linear, Replaced, Served, Taken,
         mlp::{Mlp, Products},
     },
 };
@@ -51,8 +51,8 @@ impl Hook for Scored {
         self.inner.embed(ids, is_start, x)
     }
 
-    fn low_rank(&self) -> Option<&LowRanks> {
-        self.inner.low_rank()
+    fn served(&self) -> Option<&Served> {
+        self.inner.served()
     }
 
     fn linear(&self, at: At, site: Site, x: &Tensor, base: &Linear) -> Result<Tensor> {

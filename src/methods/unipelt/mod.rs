@@ -2,6 +2,7 @@
 
 mod config;
 mod layer;
+mod serving;
 
 use std::sync::Arc;
 
@@ -35,7 +36,9 @@ impl Method for UnipeltSpec {
     fn load(&self, files: &AdapterFiles, base: &Base) -> Result<Arc<dyn Hook>, MethodError> {
         let parts = parts(self, &base.info)?;
         let values = file::tensors(&files.weights, &Part::expected(&parts))?;
-        Ok(Modules::new(&base.info, &Tensors::new(&parts, values)?)?.hook()?)
+        let modules = Modules::new(&base.info, &Tensors::new(&parts, values)?)?;
+        // Elsewhere than on the CPU, its ops are candle's.
+        Ok(if base.is_fused() { Arc::new(serving::of(&modules, base)?) } else { modules.hook()? })
     }
 }
 

@@ -8,23 +8,23 @@
 
 use std::arch::x86_64::*;
 
-use super::{Mat, OutMat};
+use super::{Mat, OutMat, Wide};
 
 /// # Safety
 /// The machine has AVX2 and FMA; `a`, `b` and `out` have matching shapes.
 #[target_feature(enable = "avx2,fma")]
-pub unsafe fn nt(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
+pub unsafe fn nt<T: Wide>(a: Mat, b: Mat<T>, out: &mut OutMat, accumulate: bool) {
     let mut i = 0;
     // SAFETY: every tile lies inside the matrices: `i + M <= a.rows` and `j + N <= b.rows`.
     unsafe {
         while i + 4 <= a.rows {
             let mut j = 0;
             while j + 3 <= b.rows {
-                nt_tile::<4, 3>(a, b, out, i, j, accumulate);
+                nt_tile::<T, 4, 3>(a, b, out, i, j, accumulate);
                 j += 3;
             }
             while j < b.rows {
-                nt_tile::<4, 1>(a, b, out, i, j, accumulate);
+                nt_tile::<T, 4, 1>(a, b, out, i, j, accumulate);
                 j += 1;
             }
             i += 4;
@@ -32,11 +32,11 @@ pub unsafe fn nt(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
         while i < a.rows {
             let mut j = 0;
             while j + 8 <= b.rows {
-                nt_tile::<1, 8>(a, b, out, i, j, accumulate);
+                nt_tile::<T, 1, 8>(a, b, out, i, j, accumulate);
                 j += 8;
             }
             while j < b.rows {
-                nt_tile::<1, 1>(a, b, out, i, j, accumulate);
+                nt_tile::<T, 1, 1>(a, b, out, i, j, accumulate);
                 j += 1;
             }
             i += 1;
@@ -48,16 +48,23 @@ pub unsafe fn nt(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
 /// As [`nt`]; rows `i..i+M` and `j..j+N` exist.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn nt_tile<const M: usize, const N: usize>(a: Mat, b: Mat, out: &mut OutMat, i: usize, j: usize, add: bool) {
+unsafe fn nt_tile<T: Wide, const M: usize, const N: usize>(
+    a: Mat,
+    b: Mat<T>,
+    out: &mut OutMat,
+    i: usize,
+    j: usize,
+    add: bool,
+) {
     let k = a.cols;
     // SAFETY: `p + 8 <= k` and `p < k` keep every load inside a row, and rows are inside their slices.
     unsafe {
         let x: [*const f32; M] = std::array::from_fn(|m| a.data.as_ptr().add((i + m) * a.stride));
-        let y: [*const f32; N] = std::array::from_fn(|n| b.data.as_ptr().add((j + n) * b.stride));
+        let y: [*const T; N] = std::array::from_fn(|n| b.data.as_ptr().add((j + n) * b.stride));
         let mut sums = [[_mm256_setzero_ps(); N]; M];
         let mut p = 0;
         while p + 8 <= k {
-            let ys: [__m256; N] = std::array::from_fn(|n| _mm256_loadu_ps(y[n].add(p)));
+            let ys: [__m256; N] = std::array::from_fn(|n| T::load8(y[n].add(p)));
             for (sums, x) in sums.iter_mut().zip(&x) {
                 let xs = _mm256_loadu_ps(x.add(p));
                 for (sum, y) in sums.iter_mut().zip(&ys) {
@@ -70,7 +77,7 @@ unsafe fn nt_tile<const M: usize, const N: usize>(a: Mat, b: Mat, out: &mut OutM
             for (n, lanes) in sums.iter().enumerate() {
                 let mut sum = horizontal_sum(*lanes);
                 for q in p..k {
-                    sum = (*x[m].add(q)).mul_add(*y[n].add(q), sum);
+                    sum = (*x[m].add(q)).mul_add((*y[n].add(q)).number(), sum);
                 }
                 let place = out.data.add((i + m) * out.stride + j + n);
                 *place = if add { *place + sum } else { sum };
@@ -90,16 +97,21 @@ fn horizontal_sum(v: __m256) -> f32 {
 /// # Safety
 /// The machine has AVX2 and FMA; `a`, `b` and `out` have matching shapes.
 #[target_feature(enable = "avx2,fma")]
-pub unsafe fn nn(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
+pub unsafe fn nn<T: Wide>(a: Mat, b: Mat<T>, out: &mut OutMat, accumulate: bool) {
     let mut j = 0;
     // SAFETY: every strip lies inside the matrices: `j + 8 · W <= b.cols`.
     unsafe {
+        // A row alone takes a whole line of memory at a time.
+        while a.rows == 1 && j + 64 <= b.cols {
+            nn_tile::<T, 1, 8>(a, b, out, 0, j, accumulate);
+            j += 64;
+        }
         while j + 16 <= b.cols {
-            nn_strip::<2>(a, b, out, j, accumulate);
+            nn_strip::<T, 2>(a, b, out, j, accumulate);
             j += 16;
         }
         while j + 8 <= b.cols {
-            nn_strip::<1>(a, b, out, j, accumulate);
+            nn_strip::<T, 1>(a, b, out, j, accumulate);
             j += 8;
         }
         for i in 0..a.rows {
@@ -107,7 +119,7 @@ pub unsafe fn nn(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
                 let mut sum = 0f32;
                 for p in 0..a.cols {
                     let x = a.data.get_unchecked(i * a.stride + p * a.step);
-                    sum = x.mul_add(*b.data.get_unchecked(p * b.stride + c), sum);
+                    sum = x.mul_add(b.data.get_unchecked(p * b.stride + c).number(), sum);
                 }
                 let place = out.data.add(i * out.stride + c);
                 *place = if accumulate { *place + sum } else { sum };
@@ -120,20 +132,20 @@ pub unsafe fn nn(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
 /// As [`nn`]; columns `j..j + 8 · W` exist.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn nn_strip<const W: usize>(a: Mat, b: Mat, out: &mut OutMat, j: usize, add: bool) {
+unsafe fn nn_strip<T: Wide, const W: usize>(a: Mat, b: Mat<T>, out: &mut OutMat, j: usize, add: bool) {
     let mut i = 0;
     // SAFETY: `i + M <= a.rows`.
     unsafe {
         while i + 6 <= a.rows {
-            nn_tile::<6, W>(a, b, out, i, j, add);
+            nn_tile::<T, 6, W>(a, b, out, i, j, add);
             i += 6;
         }
         while i + 2 <= a.rows {
-            nn_tile::<2, W>(a, b, out, i, j, add);
+            nn_tile::<T, 2, W>(a, b, out, i, j, add);
             i += 2;
         }
         while i < a.rows {
-            nn_tile::<1, W>(a, b, out, i, j, add);
+            nn_tile::<T, 1, W>(a, b, out, i, j, add);
             i += 1;
         }
     }
@@ -143,14 +155,21 @@ unsafe fn nn_strip<const W: usize>(a: Mat, b: Mat, out: &mut OutMat, j: usize, a
 /// As [`nn`]; rows `i..i+M` and columns `j..j + 8 · W` exist.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn nn_tile<const M: usize, const W: usize>(a: Mat, b: Mat, out: &mut OutMat, i: usize, j: usize, add: bool) {
+unsafe fn nn_tile<T: Wide, const M: usize, const W: usize>(
+    a: Mat,
+    b: Mat<T>,
+    out: &mut OutMat,
+    i: usize,
+    j: usize,
+    add: bool,
+) {
     // SAFETY: `p < a.cols = b.rows`; columns and rows by the caller.
     unsafe {
         let x: [*const f32; M] = std::array::from_fn(|m| a.data.as_ptr().add((i + m) * a.stride));
         let y = b.data.as_ptr().add(j);
         let mut sums = [[_mm256_setzero_ps(); W]; M];
         for p in 0..a.cols {
-            let ys: [__m256; W] = std::array::from_fn(|w| _mm256_loadu_ps(y.add(p * b.stride + 8 * w)));
+            let ys: [__m256; W] = std::array::from_fn(|w| T::load8(y.add(p * b.stride + 8 * w)));
             for (sums, x) in sums.iter_mut().zip(&x) {
                 let xs = _mm256_broadcast_ss(&*x.add(p * a.step));
                 for (sum, y) in sums.iter_mut().zip(&ys) {

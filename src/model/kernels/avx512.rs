@@ -8,58 +8,7 @@
 
 use std::arch::x86_64::*;
 
-use half::bf16;
-
-use super::{Mat, OutMat};
-
-/// Numbers of the right-hand matrix, widened to f32 as they are loaded.
-pub trait Wide: Copy {
-    /// # Safety
-    /// Sixteen numbers are there, and the machine has the instructions of `Isa::Avx512`.
-    unsafe fn load(from: *const Self) -> __m512;
-
-    /// Those of the mask; zeros for the others.
-    ///
-    /// # Safety
-    /// As `load`, for the numbers of the mask.
-    unsafe fn load_some(mask: u16, from: *const Self) -> __m512;
-}
-
-impl Wide for f32 {
-    #[inline(always)]
-    unsafe fn load(from: *const Self) -> __m512 {
-        // SAFETY: by the caller.
-        unsafe { _mm512_loadu_ps(from) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_some(mask: u16, from: *const Self) -> __m512 {
-        // SAFETY: by the caller.
-        unsafe { _mm512_maskz_loadu_ps(mask, from) }
-    }
-}
-
-impl Wide for bf16 {
-    #[inline(always)]
-    unsafe fn load(from: *const Self) -> __m512 {
-        // SAFETY: by the caller.
-        unsafe { widened(_mm256_loadu_si256(from.cast())) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_some(mask: u16, from: *const Self) -> __m512 {
-        // SAFETY: by the caller.
-        unsafe { widened(_mm256_maskz_loadu_epi16(mask, from.cast())) }
-    }
-}
-
-/// # Safety
-/// The machine has AVX-512 F.
-#[inline(always)]
-unsafe fn widened(halves: __m256i) -> __m512 {
-    // SAFETY: by the caller.
-    unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))) }
-}
+use super::{Mat, OutMat, Wide};
 
 /// # Safety
 /// The machine has the instructions of `Isa::Avx512`; `a`, `b` and `out` have matching shapes.
@@ -124,7 +73,7 @@ unsafe fn nt_tile<T: Wide, const M: usize, const N: usize>(
         while p + 16 <= k {
             let mut ys = [_mm512_setzero_ps(); N];
             for (ys, y) in ys.iter_mut().zip(&y) {
-                *ys = T::load(y.add(p));
+                *ys = T::load16(y.add(p));
             }
             for (sums, x) in sums.iter_mut().zip(&x) {
                 let xs = _mm512_loadu_ps(x.add(p));
@@ -138,7 +87,7 @@ unsafe fn nt_tile<T: Wide, const M: usize, const N: usize>(
             let mask = low(k - p);
             let mut ys = [_mm512_setzero_ps(); N];
             for (ys, y) in ys.iter_mut().zip(&y) {
-                *ys = T::load_some(mask, y.add(p));
+                *ys = T::load16_some(mask, y.add(p));
             }
             for (sums, x) in sums.iter_mut().zip(&x) {
                 let xs = _mm512_maskz_loadu_ps(mask, x.add(p));
@@ -290,7 +239,7 @@ unsafe fn nn_tile<T: Wide, const M: usize, const W: usize>(
         for p in 0..a.cols {
             let mut ys = [_mm512_setzero_ps(); W];
             for (w, ys) in ys.iter_mut().enumerate() {
-                *ys = T::load_some(mask(w), y.add(p * b.stride + 16 * w));
+                *ys = T::load16_some(mask(w), y.add(p * b.stride + 16 * w));
             }
             for (sums, x) in sums.iter_mut().zip(&x) {
                 let xs = _mm512_set1_ps(*x.add(p * a.step));

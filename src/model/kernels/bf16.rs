@@ -1,8 +1,6 @@
 //! Products of bf16 numbers summed in f32: native where the machine has AMX or AVX-512 BF16, the same roundings through
 //! f32 kernels where it has not.
 
-use std::cell::RefCell;
-
 use half::bf16;
 
 use super::{Isa, Mat, OutMat, elementwise::by_isa};
@@ -90,44 +88,6 @@ fn widened_nn(isa: Isa, a: Mat<Pair>, b: Mat<Pair>, out: &mut OutMat, accumulate
     super::nn_with(isa, Mat::new(&wide, a.rows, 2 * a.cols), Mat::new(&rows, 2 * b.rows, b.cols), out, accumulate);
 }
 
-/// `out = a · bᵀ` with `b` in bf16 and all else in f32: what `nt` gives for `b` widened.
-pub fn nt_wide(a: Mat, b: Mat<bf16>, out: &mut OutMat, accumulate: bool) {
-    assert!(a.cols == b.cols && a.rows == out.rows && b.rows == out.cols, "shapes differ");
-    #[cfg(target_arch = "x86_64")]
-    if Isa::chosen() >= Isa::Avx512 {
-        // SAFETY: the instructions are there; the shapes are checked here and in `Mat` and `OutMat`.
-        return unsafe { avx512::nt(a, b, out, accumulate) };
-    }
-    widely(b, |b| super::nt(a, b, out, accumulate));
-}
-
-/// `out = a · b` with `b` in bf16 and all else in f32: what `nn` gives for `b` widened.
-pub fn nn_wide(a: Mat, b: Mat<bf16>, out: &mut OutMat, accumulate: bool) {
-    assert!(a.cols == b.rows && a.rows == out.rows && b.cols == out.cols, "shapes differ");
-    #[cfg(target_arch = "x86_64")]
-    if Isa::chosen() >= Isa::Avx512 {
-        // SAFETY: as in `nt_wide`.
-        return unsafe { avx512::nn(a, b, out, accumulate) };
-    }
-    widely(b, |b| super::nn(a, b, out, accumulate));
-}
-
-thread_local! {
-    static WIDE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Runs `f` on the same matrix in f32.
-fn widely(x: Mat<bf16>, f: impl FnOnce(Mat)) {
-    WIDE.with_borrow_mut(|wide| {
-        let len = x.rows * x.cols;
-        wide.resize(len.max(wide.len()), 0.0);
-        for (row, wide) in wide[..len].chunks_mut(x.cols.max(1)).enumerate() {
-            widen(&x.data[row * x.stride..][..x.cols], wide);
-        }
-        f(Mat::new(wide, x.rows, x.cols));
-    });
-}
-
 /// To nearest, ties to even. A NaN may come out as an infinity: scores are checked, not operands.
 #[inline(always)]
 fn round(x: f32) -> bf16 {
@@ -139,14 +99,6 @@ by_isa! {
     pub fn narrow(x: &[f32], out: &mut [bf16]) {
         for (y, x) in out.iter_mut().zip(x) {
             *y = round(*x);
-        }
-    }
-}
-
-by_isa! {
-    pub fn widen(x: &[bf16], out: &mut [f32]) {
-        for (y, x) in out.iter_mut().zip(x) {
-            *y = f32::from_bits(u32::from(x.to_bits()) << 16);
         }
     }
 }

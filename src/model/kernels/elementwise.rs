@@ -162,6 +162,19 @@ pub fn dot(x: &[f32], y: &[f32]) -> f32 {
 }
 
 by_isa! {
+    /// Whether none is an infinity or no number.
+    pub fn are_finite(x: &[f32]) -> bool {
+        let mut lanes = [0f32; 16];
+        let (chunks, rest) = x.as_chunks::<16>();
+        for x in chunks {
+            // 0 of what is finite, no number of what is not.
+            lanes.iter_mut().zip(x).for_each(|(lane, x)| *lane += x * 0.0);
+        }
+        lanes.iter().chain(rest).all(|x| x.is_finite())
+    }
+}
+
+by_isa! {
     /// One row of RMSNorm: `y = x · w / √(mean x² + ε)`.
     pub fn rms_norm(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
         let scale = 1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt();

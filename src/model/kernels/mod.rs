@@ -2,17 +2,21 @@
 //!
 //! Two products carry everything: [`nt`] (rows by rows, both along their last dimension) and [`nn`] (a row by a
 //! matrix). Each output element is summed in an order that depends on the reduction's length alone, never on how many
-//! rows a call has: a row's result is the same bits in any batch.
+//! rows a call has: a row's result is the same bits in any batch. The right-hand matrix may be in a narrower type
+//! ([`Wide`]): the result is that of the same numbers in f32.
 
 mod amx;
 mod avx2;
 mod avx512;
 mod check;
 mod portable;
+mod wide;
 
 pub mod bf16;
 pub mod elementwise;
 pub mod int8;
+
+pub use wide::Wide;
 
 use std::sync::OnceLock;
 
@@ -176,16 +180,16 @@ impl OutMat {
 }
 
 /// `out = a · bᵀ`, or `out += a · bᵀ`: `a` is `(m, k)`, `b` is `(n, k)`, `out` is `(m, n)`.
-pub fn nt(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
+pub fn nt<T: Wide>(a: Mat, b: Mat<T>, out: &mut OutMat, accumulate: bool) {
     nt_with(Isa::chosen(), a, b, out, accumulate);
 }
 
 /// `out = a · b`, or `out += a · b`: `a` is `(m, k)`, transposed or not, `b` is `(k, n)`, `out` is `(m, n)`.
-pub fn nn(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
+pub fn nn<T: Wide>(a: Mat, b: Mat<T>, out: &mut OutMat, accumulate: bool) {
     nn_with(Isa::chosen(), a, b, out, accumulate);
 }
 
-fn nt_with(isa: Isa, a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
+fn nt_with<T: Wide>(isa: Isa, a: Mat, b: Mat<T>, out: &mut OutMat, accumulate: bool) {
     assert!(a.cols == b.cols && a.rows == out.rows && b.rows == out.cols, "shapes differ");
     assert!(a.step == 1 && b.step == 1, "transposed");
     match isa {
@@ -201,7 +205,7 @@ fn nt_with(isa: Isa, a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
     }
 }
 
-fn nn_with(isa: Isa, a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
+fn nn_with<T: Wide>(isa: Isa, a: Mat, b: Mat<T>, out: &mut OutMat, accumulate: bool) {
     assert!(a.cols == b.rows && a.rows == out.rows && b.cols == out.cols, "shapes differ");
     assert!(b.step == 1, "transposed");
     match isa {
@@ -229,4 +233,4 @@ pub fn transpose(x: Mat) -> Vec<f32> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

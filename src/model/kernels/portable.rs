@@ -1,10 +1,10 @@
 //! The products in plain Rust; what every other path is checked against.
 
-use super::{Mat, OutMat};
+use super::{Mat, OutMat, Wide};
 
 const LANES: usize = 8;
 
-pub fn nt(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
+pub fn nt<T: Wide>(a: Mat, b: Mat<T>, out: &mut OutMat, accumulate: bool) {
     for i in 0..a.rows {
         let x = &a.data[i * a.stride..][..a.cols];
         for j in 0..b.rows {
@@ -15,14 +15,14 @@ pub fn nt(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
     }
 }
 
-pub fn nn(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
+pub fn nn<T: Wide>(a: Mat, b: Mat<T>, out: &mut OutMat, accumulate: bool) {
     let mut row = vec![0f32; b.cols];
     for i in 0..a.rows {
         row.fill(0.0);
         for p in 0..a.cols {
             let x = a.data[i * a.stride + p * a.step];
             for (sum, y) in row.iter_mut().zip(&b.data[p * b.stride..][..b.cols]) {
-                *sum += x * y;
+                *sum += x * y.number();
             }
         }
         for (j, sum) in row.iter().enumerate() {
@@ -32,13 +32,13 @@ pub fn nn(a: Mat, b: Mat, out: &mut OutMat, accumulate: bool) {
     }
 }
 
-fn dot(x: &[f32], y: &[f32]) -> f32 {
+fn dot<T: Wide>(x: &[f32], y: &[T]) -> f32 {
     let mut sums = [0f32; LANES];
     let (xs, ys) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
-    let tail: f32 = xs.remainder().iter().zip(ys.remainder()).map(|(a, b)| a * b).sum();
+    let tail: f32 = xs.remainder().iter().zip(ys.remainder()).map(|(a, b)| a * b.number()).sum();
     for (x, y) in xs.zip(ys) {
         for lane in 0..LANES {
-            sums[lane] += x[lane] * y[lane];
+            sums[lane] += x[lane] * y[lane].number();
         }
     }
     let [a, b, c, d, e, f, g, h] = sums;

@@ -14,7 +14,7 @@ pub fn random(n: usize, seed: u64) -> Vec<f32> {
 }
 
 const SHAPES: [(usize, usize, usize); 7] =
-    [(1, 1, 1), (1, 17, 48), (4, 3, 8), (5, 25, 31), (9, 50, 97), (13, 24, 576), (7, 33, 5)];
+    [(1, 1, 1), (1, 17, 48), (4, 3, 8), (5, 25, 31), (9, 50, 97), (13, 24, 576), (7, 133, 5)];
 
 /// Products in f64 against every path, on uneven shapes, plain and accumulated, with strides.
 #[test]
@@ -72,25 +72,39 @@ fn rows_do_not_depend_on_the_batch() {
 
 /// Bits, on uneven shapes, strided and accumulated.
 #[test]
-fn wide_products_are_those_of_widened_numbers() {
-    for (m, n, k) in SHAPES {
-        let (a, old) = (random(m * k, 8), random(m * n, 9));
-        let a = Mat::new(&a, m, k);
-        let halves = |len: usize, seed: u64| -> Vec<half::bf16> {
-            random(len, seed).into_iter().map(half::bf16::from_f32).collect()
-        };
-        let (b, bt) = (halves(n * (k + 3), 10), halves(k * (n + 1), 11));
-        let wide = |x: &[half::bf16]| -> Vec<f32> { x.iter().map(|x| x.to_f32()).collect() };
-        let (wide_b, wide_bt) = (wide(&b), wide(&bt));
-        for accumulate in [false, true] {
-            let mut found = [old.clone(), old.clone(), old.clone(), old.clone()];
-            let [mut nt, mut nn, mut of_wide_nt, mut of_wide_nn] = found.each_mut().map(|out| OutMat::of(out, m, n));
-            bf16::nt_wide(a, Mat::strided(&b, n, k, k + 3), &mut nt, accumulate);
-            bf16::nn_wide(a, Mat::strided(&bt, k, n, n + 1), &mut nn, accumulate);
-            super::nt(a, Mat::strided(&wide_b, n, k, k + 3), &mut of_wide_nt, accumulate);
-            super::nn(a, Mat::strided(&wide_bt, k, n, n + 1), &mut of_wide_nn, accumulate);
-            let [nt, nn, of_wide_nt, of_wide_nn] = found;
-            assert_eq!((nt, nn), (of_wide_nt, of_wide_nn), "{m} {n} {k}, {accumulate}");
+fn products_with_narrow_numbers_are_those_of_the_same_numbers_in_f32() {
+    let codes = |len: usize, seed: u64| -> Vec<i8> { random(len, seed).iter().map(|x| (x * 127.0) as i8).collect() };
+    for isa in Isa::available() {
+        for (m, n, k) in SHAPES.into_iter().chain([(1, 200, 16)]) {
+            let (a, old) = (random(m * k, 8), random(m * n, 9));
+            let a = Mat::new(&a, m, k);
+            let (b, bt) = (codes(n * (k + 3), 10), codes(k * (n + 1), 11));
+            let wide = |x: &[i8]| -> Vec<f32> { x.iter().map(|x| f32::from(*x)).collect() };
+            let (wide_b, wide_bt) = (wide(&b), wide(&bt));
+            for accumulate in [false, true] {
+                let mut found = [old.clone(), old.clone(), old.clone(), old.clone()];
+                let [mut nt, mut nn, mut of_wide_nt, mut of_wide_nn] =
+                    found.each_mut().map(|out| OutMat::of(out, m, n));
+                nt_with(isa, a, Mat::strided(&b, n, k, k + 3), &mut nt, accumulate);
+                nn_with(isa, a, Mat::strided(&bt, k, n, n + 1), &mut nn, accumulate);
+                nt_with(isa, a, Mat::strided(&wide_b, n, k, k + 3), &mut of_wide_nt, accumulate);
+                nn_with(isa, a, Mat::strided(&wide_bt, k, n, n + 1), &mut of_wide_nn, accumulate);
+                let [nt, nn, of_wide_nt, of_wide_nn] = found;
+                assert_eq!((nt, nn), (of_wide_nt, of_wide_nn), "{isa:?} {m} {n} {k}, {accumulate}");
+            }
+        }
+    }
+}
+
+#[test]
+fn one_number_that_is_none_is_found_wherever_it_stands() {
+    let mut x = vec![1e38f32; 37];
+    assert!(elementwise::are_finite(&x));
+    for i in 0..x.len() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let good = std::mem::replace(&mut x[i], bad);
+            assert!(!elementwise::are_finite(&x), "{bad} at {i}");
+            x[i] = good;
         }
     }
 }

@@ -43,7 +43,11 @@ pub fn compose() {
 }
 
 pub(super) fn is_composed(x: &Tensor) -> bool {
-    !x.device().is_cpu() || COMPOSED.load(Ordering::Relaxed)
+    is_composed_on(x.device())
+}
+
+pub(super) fn is_composed_on(device: &Device) -> bool {
+    !device.is_cpu() || COMPOSED.load(Ordering::Relaxed)
 }
 
 /// The numbers of a contiguous f32 tensor.

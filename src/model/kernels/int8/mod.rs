@@ -90,11 +90,36 @@ by_isa! {
     }
 }
 
+by_isa! {
+    /// A row of finite numbers with one scale, which it returns: `x ≈ scale · codes`.
+    pub fn round_whole(x: &[f32], codes: &mut [i8]) -> f32 {
+        let mut most = [0f32; 16];
+        let (chunks, rest) = x.as_chunks::<16>();
+        for x in chunks {
+            for (most, x) in most.iter_mut().zip(x) {
+                *most = if x.abs() > *most { x.abs() } else { *most };
+            }
+        }
+        let most = most.iter().chain(rest).fold(0f32, |most, x| if x.abs() > most { x.abs() } else { most });
+        let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
+        for (code, x) in codes.iter_mut().zip(x) {
+            *code = nearest(x * inverse);
+        }
+        most / 127.0
+    }
+}
+
+/// The nearest whole number (ties to even) of one within ±127, and what is beyond is brought there.
+#[inline(always)]
+fn nearest(x: f32) -> i8 {
+    // Added to a number of at most 2²², it leaves the nearest whole one in the lowest bits.
+    const WHOLE: f32 = 12_582_912.0;
+    (x.clamp(-127.0, 127.0) + WHOLE).to_bits() as i8
+}
+
 /// Blocks of a length that the compiler knows.
 #[inline(always)]
 fn round_blocks<const N: usize>(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [f32]) {
-    // Added to a number of at most 2²², it leaves the nearest whole one (ties to even) in the lowest bits.
-    const WHOLE: f32 = 12_582_912.0;
     let blocks = x.as_chunks::<N>().0.iter().zip(codes.as_chunks_mut::<N>().0);
     for ((x, codes), (scale, sum)) in blocks.zip(scales.iter_mut().zip(sums)) {
         let (mut most, mut poison) = ([0f32; 16], [0f32; 16]);
@@ -109,7 +134,7 @@ fn round_blocks<const N: usize>(x: &[f32], codes: &mut [i8], scales: &mut [f32],
         let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
         let mut total = 0i32;
         for (code, x) in codes.iter_mut().zip(x) {
-            *code = ((x * inverse).clamp(-127.0, 127.0) + WHOLE).to_bits() as i8;
+            *code = nearest(x * inverse);
             total += i32::from(*code);
         }
         *scale = most / 127.0 + poison.into_iter().sum::<f32>();
