@@ -132,11 +132,11 @@ def download():
     return str(next(folder.glob("*.gguf")))
 
 
-def build():
-    command = ["cargo", "bench", "--bench", "train_step", "--no-run", "--message-format", "json"]
+def build(bench="train_step"):
+    command = ["cargo", "bench", "--bench", bench, "--no-run", "--message-format", "json"]
     output = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
     messages = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    artifacts = [m for m in messages if m.get("target", {}).get("name") == "train_step" and m.get("executable")]
+    artifacts = [m for m in messages if m.get("target", {}).get("name") == bench and m.get("executable")]
     return artifacts[-1]["executable"]
 
 

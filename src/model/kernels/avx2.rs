@@ -74,24 +74,29 @@ unsafe fn nt_tile<T: Wide, const M: usize, const N: usize>(
             p += 8;
         }
         for (m, sums) in sums.iter().enumerate() {
-            for (n, lanes) in sums.iter().enumerate() {
-                let mut sum = horizontal_sum(*lanes);
-                for q in p..k {
-                    sum = (*x[m].add(q)).mul_add((*y[n].add(q)).number(), sum);
+            for n in (0..N).step_by(4) {
+                let row: [__m256; 4] = std::array::from_fn(|i| sums[(n + i).min(N - 1)]);
+                let mut totals = [0f32; 4];
+                _mm_storeu_ps(totals.as_mut_ptr(), horizontal_sums(row));
+                for (n, total) in (n..N.min(n + 4)).zip(totals) {
+                    let mut sum = total;
+                    for q in p..k {
+                        sum = (*x[m].add(q)).mul_add((*y[n].add(q)).number(), sum);
+                    }
+                    let place = out.data.add((i + m) * out.stride + j + n);
+                    *place = if add { *place + sum } else { sum };
                 }
-                let place = out.data.add((i + m) * out.stride + j + n);
-                *place = if add { *place + sum } else { sum };
             }
         }
     }
 }
 
+/// The sum of each register's lanes, in an order that is the same for all four.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn horizontal_sum(v: __m256) -> f32 {
-    let half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-    let pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    _mm_cvtss_f32(_mm_add_ss(pair, _mm_shuffle_ps::<1>(pair, pair)))
+fn horizontal_sums([a, b, c, d]: [__m256; 4]) -> __m128 {
+    let quarters = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    _mm_add_ps(_mm256_castps256_ps128(quarters), _mm256_extractf128_ps::<1>(quarters))
 }
 
 /// # Safety
