@@ -256,7 +256,8 @@ pub struct DownloadQuery {
     /// `zip` (default) or `tar`.
     pub format: Option<String>,
     /// `lora`: as plain LoRA, where the method's change is one (AdaLoRA). `gguf`: the same as llama.cpp's adapter file,
-    /// by itself. Without it, in the method's own format.
+    /// by itself. `adapterhub`: as AdapterHub's directory, with its head (UniPELT of `sequence_mean` gates). Without it, in
+    /// the method's own format.
     pub r#as: Option<String>,
 }
 
@@ -290,7 +291,8 @@ pub async fn download(
             return Err(Problem::invalid("format", "unsupported_parameter", message).into());
         }
         Some("gguf") => Form::Gguf,
-        Some(_) => return Err(Problem::invalid("as", "out_of_range", "as is neither lora nor gguf").into()),
+        Some("adapterhub") => Form::AdapterHub,
+        Some(_) => return Err(Problem::invalid("as", "out_of_range", "as is none of lora, gguf and adapterhub").into()),
     };
     let record = state.service.adapter(&project, &id).await?;
     let bytes = state.service.export_adapter(&record, packing, form).await?;

@@ -46,12 +46,16 @@ impl Site {
     }
 }
 
-/// A norm over the residual stream.
+/// A norm whose weights can be an adapter's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Norm {
     /// Before a layer's attention.
     Attention(usize),
+    /// Of each head's queries in a layer (Qwen 3).
+    Query(usize),
+    /// Of each head's keys.
+    Key(usize),
     /// Before a layer's feed-forward block.
     Mlp(usize),
     /// Before the output layer.
@@ -63,6 +67,8 @@ impl Norm {
     pub fn path(self) -> String {
         match self {
             Norm::Attention(layer) => format!("model.layers.{layer}.input_layernorm"),
+            Norm::Query(layer) => format!("model.layers.{layer}.self_attn.q_norm"),
+            Norm::Key(layer) => format!("model.layers.{layer}.self_attn.k_norm"),
             Norm::Mlp(layer) => format!("model.layers.{layer}.post_attention_layernorm"),
             Norm::Final => "model.norm".to_owned(),
         }

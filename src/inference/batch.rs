@@ -16,18 +16,21 @@ pub struct Wish {
     pub tokens: usize,
     /// It makes a token in every step; else it still reads.
     pub is_decoding: bool,
+    /// All of them in one step, or none.
+    pub is_whole: bool,
 }
 
 /// How many tokens each sequence reads in this step. Those that decode go on always; what they leave of `limit` goes
-/// to the one whose turn it is, then to the next.
+/// to the one whose turn it is, then to the next. A text that is read in one piece may go beyond it.
 pub fn share(wishes: &[Wish], limit: usize) -> Vec<usize> {
     let mut shares: Vec<usize> = wishes.iter().map(|wish| usize::from(wish.is_decoding)).collect();
     let mut left = limit.saturating_sub(shares.iter().sum()).max(1);
     let mut reading: Vec<usize> = (0..wishes.len()).filter(|i| !wishes[*i].is_decoding).collect();
     reading.sort_unstable_by_key(|i| wishes[*i].arrival);
     for i in reading {
-        shares[i] = wishes[i].tokens.min(left);
-        left -= shares[i];
+        let is_taken_whole = wishes[i].is_whole && left > 0;
+        shares[i] = if is_taken_whole { wishes[i].tokens } else { wishes[i].tokens.min(left) };
+        left = left.saturating_sub(shares[i]);
     }
     shares
 }
@@ -81,11 +84,11 @@ mod tests {
     use super::*;
 
     fn reads(arrival: u64, tokens: usize) -> Wish {
-        Wish { arrival: (0, arrival), tokens, is_decoding: false }
+        Wish { arrival: (0, arrival), tokens, is_decoding: false, is_whole: false }
     }
 
     fn decodes(arrival: u64) -> Wish {
-        Wish { arrival: (0, arrival), tokens: 1, is_decoding: true }
+        Wish { is_decoding: true, ..reads(arrival, 1) }
     }
 
     #[test]
@@ -98,6 +101,14 @@ mod tests {
     fn a_project_that_had_less_reads_first() {
         let of = |rank: u64, wish: Wish| Wish { arrival: (rank, wish.arrival.1), ..wish };
         assert_eq!(share(&[of(9, reads(1, 40)), of(2, reads(5, 10))], 16), [6, 10]);
+    }
+
+    #[test]
+    fn a_text_that_is_read_in_one_piece_waits_for_its_turn_and_not_for_room() {
+        let whole = |arrival, tokens| Wish { is_whole: true, ..reads(arrival, tokens) };
+        assert_eq!(share(&[whole(1, 40), reads(2, 7)], 16), [40, 0]);
+        assert_eq!(share(&[whole(2, 40), reads(1, 7), whole(3, 4)], 16), [40, 7, 0]);
+        assert_eq!(share(&[whole(2, 40), reads(1, 16)], 16), [0, 16]);
     }
 
     #[test]

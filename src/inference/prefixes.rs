@@ -35,11 +35,11 @@ pub struct Prefixes {
 }
 
 impl Chain {
-    /// Nothing read yet. None where the adapter has no name to tell it from others, or a first pass, whose pages would
-    /// have to be shared as well.
+    /// Nothing read yet. None where the adapter has no name to tell it from others, a first pass, whose pages would
+    /// have to be shared as well, or rows that depend on what stands behind them.
     pub fn start(running: &Running) -> Option<Self> {
         let request = &running.request;
-        if running.lease.as_ref().is_some_and(|lease| lease.first_pass().is_some()) {
+        if running.lease.as_ref().is_some_and(|lease| lease.first_pass().is_some() || lease.sees_ahead()) {
             return None;
         }
         let generation = match (&request.adapter, &running.lease) {

@@ -159,7 +159,9 @@ impl Running {
     /// What it would read in a step of its own.
     pub fn wish(&self) -> Wish {
         let tokens = if self.is_paused { 0 } else { self.unread() };
-        Wish { arrival: (self.rank, self.arrival), tokens, is_decoding: tokens == 1 && !self.generated.is_empty() }
+        let is_decoding = tokens == 1 && !self.generated.is_empty();
+        let is_whole = self.lease.as_ref().is_some_and(|lease| lease.sees_ahead());
+        Wish { arrival: (self.rank, self.arrival), tokens, is_decoding, is_whole }
     }
 
     /// The next `n` tokens to read: of the prompt, then of what was generated.

@@ -166,7 +166,7 @@ pub fn resume(files: &AdapterFiles, base: &Base) -> Result<Box<dyn Trainable>, M
             let inner = of(&spec_of(&parts.files)?).resume(&parts.files, base)?;
             parts.resume(inner, base)
         }
-        None => of(&spec_of(files)?).resume(files, base),
+        None => of(&writer_of(files)?).resume(files, base),
     }
 }
 
@@ -177,7 +177,19 @@ pub fn load(files: &AdapterFiles, base: &Base) -> Result<Arc<dyn Hook>, MethodEr
             let inner = of(&spec_of(&parts.files)?).load(&parts.files, base)?;
             parts.load(inner, base)
         }
-        None => of(&spec_of(files)?).load(files, base),
+        None => of(&writer_of(files)?).load(files, base),
+    }
+}
+
+/// The spec of files without a head, which have to be able to write.
+fn writer_of(files: &AdapterFiles) -> Result<MethodSpec, MethodError> {
+    let spec = spec_of(files)?;
+    match spec.sees_ahead() {
+        None => Ok(spec),
+        Some(field) => Err(MethodError::Unsupported(format!(
+            "adapter_config.json: {field} lets a token see those behind it, so that the adapter needs a head of its own \
+             (task_type SEQ_CLS or TOKEN_CLS)"
+        ))),
     }
 }
 
@@ -195,6 +207,17 @@ pub fn as_gguf(files: &AdapterFiles, base: &Base) -> Result<Vec<u8>, MethodError
     match spec_of(&files)? {
         MethodSpec::Lora(spec) => lora::gguf::write(&spec, &files, base),
         _ => Err(MethodError::Unsupported("the adapter is no plain LoRA".into())),
+    }
+}
+
+/// The files of AdapterHub's directory of an adapter, by their paths in it, for the methods that PEFT does not have.
+pub fn as_adapterhub(files: &AdapterFiles, base: &BaseInfo) -> Result<Vec<(String, Vec<u8>)>, MethodError> {
+    match spec_of(files)? {
+        MethodSpec::Unipelt(spec) => unipelt::as_adapterhub(&spec, score::split(files)?, base),
+        spec => {
+            let name = spec.type_name();
+            Err(MethodError::Unsupported(format!("AdapterHub's files are written for unipelt, and this is {name}")))
+        }
     }
 }
 

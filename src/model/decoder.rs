@@ -329,6 +329,8 @@ impl Base {
     pub fn norm(&self, place: Norm) -> &[f32] {
         match place {
             Norm::Attention(layer) => &self.layers[layer].attention_norm,
+            Norm::Query(layer) => self.layers[layer].q_norm.as_deref().map_or(&[], |norm| norm),
+            Norm::Key(layer) => self.layers[layer].k_norm.as_deref().map_or(&[], |norm| norm),
             Norm::Mlp(layer) => &self.layers[layer].mlp_norm,
             Norm::Final => &self.norm,
         }

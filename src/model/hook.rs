@@ -106,6 +106,11 @@ pub trait Hook: Send + Sync {
         self.virtual_tokens() + if self.shifts_positions() { self.prefix_len() } else { 0 }
     }
 
+    /// Whether a token sees those behind it: a text is then read in one pass, and what was read is no other text's.
+    fn sees_ahead(&self) -> bool {
+        false
+    }
+
     /// A factor per row, `(rows, 1)`, on the prefix's keys and values as that row's query sees them (UniPELT).
     /// `x` is the attention's normed input.
     fn gate(&self, at: At, x: &Tensor) -> Result<Option<Tensor>> {

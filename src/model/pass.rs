@@ -168,7 +168,8 @@ impl Pass {
         let k = self.linear(layer, Site::K, &h, &weights.k)?;
         let v = self.linear(layer, Site::V, &h, &weights.v)?;
         let (k, v) = self.keys(layer, k, v)?;
-        let (q, k) = (normed(q, &weights.q_norm, base.eps)?, normed(k, &weights.k_norm, base.eps)?);
+        let q = self.head_norm(Norm::Query(layer), q, &weights.q_norm, base.eps)?;
+        let k = self.head_norm(Norm::Key(layer), k, &weights.k_norm, base.eps)?;
         let rotation = &self.rotations[weights.rope];
         let (q, k) = (ops::rope(&q, rotation)?, ops::rope(&k, rotation)?);
         let attended = if batch.sequences.first().is_some_and(|sequence| sequence.cache.is_some()) {
@@ -219,7 +220,15 @@ impl Pass {
         At { layer, lengths: &group.lengths, train: self.train }
     }
 
-    /// A norm over the residual stream, with the weights that each row's adapter has for it.
+    /// A norm of each head, where there is one.
+    fn head_norm(&self, place: Norm, x: Tensor, weight: &Option<Arc<Vec<f32>>>, eps: f32) -> Result<Tensor> {
+        match weight {
+            Some(weight) => self.norm(place, &x, weight, eps),
+            None => Ok(x),
+        }
+    }
+
+    /// A norm over groups of its weights' length, with the weights that each row's adapter has for it.
     pub fn norm(&self, place: Norm, x: &Tensor, weight: &Arc<Vec<f32>>, eps: f32) -> Result<Tensor> {
         let own: Vec<Option<Tensor>> =
             self.groups.iter().map(|group| group.hook.as_ref().and_then(|hook| hook.norm(place))).collect();
@@ -228,10 +237,9 @@ impl Pass {
         }
         let parts = self.groups.iter().zip(own).map(|(group, own)| {
             let x = part(x, &group.rows)?;
-            match own {
-                Some(own) => ops::rescale(&ops::rms_norm(&x, &Arc::new(vec![1.0; weight.len()]), eps)?, &own, None),
-                None => ops::rms_norm(&x, weight, eps),
-            }
+            let Some(own) = own else { return ops::rms_norm(&x, weight, eps) };
+            let plain = ops::rms_norm(&x, &Arc::new(vec![1.0; weight.len()]), eps)?.reshape(((), weight.len()))?;
+            ops::rescale(&plain, &own, None)?.reshape(x.shape())
         });
         join(parts.collect::<Result<_>>()?)
     }

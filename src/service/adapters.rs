@@ -37,6 +37,8 @@ pub enum Form {
     Lora,
     /// The same as llama.cpp's adapter file, which is not packed.
     Gguf,
+    /// AdapterHub's directory.
+    AdapterHub,
 }
 
 /// What a merged model is written as.
@@ -148,25 +150,29 @@ impl Service {
         packing: Packing,
         form: Form,
     ) -> Result<Vec<u8>, Problem> {
-        let (_, mut files) = read_adapter(&self.store, &record.generation).await?;
+        let (_, files) = read_adapter(&self.store, &record.generation).await?;
         let unsupported = |error: MethodError| Problem::invalid("as", "unsupported", error.to_string());
-        if form != Form::Own {
-            let base = self.model(&record.project, &record.model).await?.resident.base;
-            if form == Form::Gguf {
-                let written = tokio::task::spawn_blocking(move || methods::as_gguf(&files, &base));
-                return written.await.map_err(Problem::internal)?.map_err(unsupported);
-            }
-            let folded = tokio::task::spawn_blocking(move || methods::as_lora(&files, &base.info));
-            files = folded.await.map_err(Problem::internal)?.map_err(unsupported)?;
-        }
-        let packed = tokio::task::spawn_blocking(move || {
-            let files = methods::directory(files)?;
-            Ok(match packing {
-                Packing::Zip => archive::write_zip(&files)?,
-                Packing::Tar => archive::write_tar(&files)?,
-            })
-        });
-        packed.await.map_err(Problem::internal)?.map_err(|error: MethodError| Problem::internal(error))
+        let base = match form {
+            Form::Own => None,
+            _ => Some(self.model(&record.project, &record.model).await?.resident.base),
+        };
+        let work = move || {
+            let files = match (form, base) {
+                (Form::Gguf, Some(base)) => return methods::as_gguf(&files, &base).map_err(unsupported),
+                (Form::AdapterHub, Some(base)) => methods::as_adapterhub(&files, &base.info).map_err(unsupported)?,
+                (Form::Lora, Some(base)) => {
+                    let lora = methods::as_lora(&files, &base.info).map_err(unsupported)?;
+                    methods::directory(lora).map_err(Problem::internal)?
+                }
+                _ => methods::directory(files).map_err(Problem::internal)?,
+            };
+            let packed = match packing {
+                Packing::Zip => archive::write_zip(&files),
+                Packing::Tar => archive::write_tar(&files),
+            };
+            packed.map_err(Problem::internal)
+        };
+        tokio::task::spawn_blocking(work).await.map_err(Problem::internal)?
     }
 
     /// The base with the adapter in its weights: a zip of config.json and model.safetensors, or a GGUF file.

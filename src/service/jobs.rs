@@ -130,9 +130,7 @@ impl Service {
             self.find_experts(project, &model, spec).await?;
             adapter.check(base)?;
         }
-        if objective.head().is_some() {
-            adapter.check_head(base, objective.type_name())?;
-        }
+        adapter.check_objective(base, &objective)?;
         let request = TrainingRequest::from_json(body.training.as_ref().unwrap_or(&Value::Null), &hyper)?;
         // Ranges first, so that a wrong number does not wait for the data.
         let checked = Training::resolve(&request, &adapter, base, 0)?;

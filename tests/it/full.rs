@@ -23,10 +23,13 @@ fn tensors(bytes: &[u8]) -> HashMap<String, Tensor> {
     safetensors::load_buffer(bytes, &Device::Cpu).unwrap()
 }
 
-/// Tied; and with biases and an output layer of its own.
+/// Tied; with biases and an output layer of its own; with norms of heads.
 #[test]
 fn every_tensor_of_the_model_is_trained() {
-    for tiny in [Tiny::default(), Tiny { model_type: "qwen2", tied: false, ..Tiny::default() }] {
+    let untied = Tiny { tied: false, ..Tiny::default() };
+    for tiny in
+        [Tiny::default(), Tiny { model_type: "qwen2", ..untied.clone() }, Tiny { model_type: "qwen3", ..untied }]
+    {
         let dir = tempfile::tempdir().unwrap();
         let (first, second, third) = (dir.path().join("1"), dir.path().join("2"), dir.path().join("3"));
         [&first, &second].iter().for_each(|place| tiny.write(place));

@@ -13,6 +13,7 @@ mod pages;
 mod prefixes;
 mod room;
 mod slots;
+mod whole;
 
 use std::sync::Arc;
 

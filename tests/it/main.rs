@@ -1,6 +1,7 @@
 //! One integration binary: all of it links once.
 
 mod adalora;
+mod adapterhub;
 mod api;
 mod architecture;
 mod artifact;

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::support::{
     quantised,
     tiny::{Random, Tiny},
-    training::create,
+    training::{self, create},
 };
 
 const TOKENS: [u32; 9] = [7, 250, 33, 101, 5, 64, 64, 12, 199];
@@ -36,7 +36,7 @@ fn bases() -> Vec<Arc<Base>> {
 
 /// An adapter with every value moved.
 fn moved(adapter: &Value, base: &Base) -> AdapterFiles {
-    let spec = MethodSpec::from_json(adapter).unwrap();
+    let spec = training::method(base, adapter);
     spec.check(&base.info).unwrap();
     let method = create(&spec, base, 2);
     for ((_, variable), seed) in method.variables().iter().zip(1..) {
@@ -101,9 +101,21 @@ fn merged_scores_are_the_adapters() {
 #[test]
 fn what_is_no_change_of_weights_is_refused() {
     let base = &bases()[0];
-    let files = moved(&json!({"type": "prompt_tuning", "num_virtual_tokens": 4}), base);
-    let refusal = merged::directory(&files, base).unwrap_err().to_string();
-    assert!(refusal.contains("no change of the base's weights"), "{refusal}");
+    let mut adapters: Vec<Value> = MethodSpec::all().iter().map(|spec| json!({"type": spec.type_name()})).collect();
+    adapters.extend(["mola", "loramoe", "adamole"].map(|variant| json!({"type": "moe_lora", "variant": variant})));
+    for mut adapter in adapters.into_iter().filter(|adapter| adapter["type"] != "qlora") {
+        if adapter["type"] == "xlora" {
+            adapter["adapters"] = json!(["a", "b"]);
+        }
+        let is_mergeable = training::method(base, &adapter).card().mergeable;
+        match merged::directory(&moved(&adapter, base), base) {
+            Ok(_) => assert!(is_mergeable, "{adapter}"),
+            Err(refusal) => {
+                let refusal = refusal.to_string();
+                assert!(!is_mergeable && refusal.contains("no change of the base's weights"), "{adapter}: {refusal}");
+            }
+        }
+    }
 }
 
 /// A base in a file of llama.cpp's order, with a tokenizer.

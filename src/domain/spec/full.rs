@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Card, Knobs, SpecError};
+use super::{Card, Knobs, SavedModule, SpecError};
 use crate::domain::{BaseInfo, Site};
 
 /// Most weights of a base that is trained whole: sixteen bytes each while AdamW runs, and four in a file that servers
@@ -13,7 +13,7 @@ const MOST: u64 = 250_000_000;
 const DENSE: [&str; 3] = ["F32", "F16", "BF16"];
 
 /// Families whose every tensor can be put in place of the base's; the others have norms that cannot.
-const FAMILIES: [&str; 3] = ["llama", "mistral", "qwen2"];
+const FAMILIES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
 
 /// Without knobs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -46,7 +46,8 @@ impl Knobs for FullSpec {
     }
 
     fn trainable(&self, base: &BaseInfo) -> u64 {
-        let norms = (2 * base.layers + 1) * base.hidden;
+        let norms = SavedModule::all(base).filter(|module| matches!(module, SavedModule::Norm(_)));
+        let norms: usize = norms.flat_map(|norm| norm.shape(base)).sum();
         // Only Qwen 2 has biases, on these.
         let biased = base.linears().filter(|(_, site)| matches!(site, Site::Q | Site::K | Site::V));
         let biases: usize = match base.architecture.as_str() {

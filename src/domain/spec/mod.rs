@@ -150,6 +150,11 @@ pub trait Knobs {
         None
     }
 
+    /// The field by which a token sees those behind it: such an adapter judges texts and cannot write them.
+    fn sees_ahead(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Generations of the adapters that a fresh one is made of.
     fn sources(&self) -> Vec<&str> {
         Vec::new()
@@ -276,11 +281,24 @@ impl MethodSpec {
         self.knobs().check(base)
     }
 
-    /// Whether an objective's own head can take the output layer's place.
-    pub fn check_head(&self, base: &BaseInfo, objective: &str) -> Result<(), SpecError> {
-        let Some(field) = self.knobs().head_field(base) else { return Ok(()) };
-        let message = format!("{objective} has a head of its own in the place of lm_head, which {field} would train");
-        Err(SpecError::new(read::join("adapter", field), "spec_conflict", message))
+    /// Whether it can learn this: an objective's own head takes the output layer's place, and without one text is
+    /// written.
+    pub fn check_objective(&self, base: &BaseInfo, objective: &ObjectiveSpec) -> Result<(), SpecError> {
+        let name = objective.type_name();
+        let (field, why) = match objective.head() {
+            Some(_) => {
+                (self.knobs().head_field(base), "has a head of its own in the place of lm_head, which it would train")
+            }
+            None => (self.sees_ahead(), "teaches to write, and a token would see those behind it, not written yet"),
+        };
+        let Some(field) = field else { return Ok(()) };
+        let param = read::join("adapter", field);
+        Err(SpecError::new(param.clone(), "spec_conflict", format!("{param} does not go with {name}, which {why}")))
+    }
+
+    /// The field by which a token sees those behind it: such an adapter judges texts and cannot write them.
+    pub fn sees_ahead(&self) -> Option<&'static str> {
+        self.knobs().sees_ahead()
     }
 
     /// The number of trained values on this base.

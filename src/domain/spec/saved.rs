@@ -18,7 +18,11 @@ pub enum SavedModule {
 impl SavedModule {
     /// Every module of a base that can be saved, in the order of the forward pass.
     pub fn all(base: &BaseInfo) -> impl Iterator<Item = Self> {
-        let norms = |layer| [Norm::Attention(layer), Norm::Mlp(layer)];
+        let has_head_norms = base.architecture == "qwen3";
+        let norms = move |layer| {
+            let heads = [Norm::Query(layer), Norm::Key(layer)].into_iter().filter(move |_| has_head_norms);
+            [Norm::Attention(layer)].into_iter().chain(heads).chain([Norm::Mlp(layer)])
+        };
         let layers = (0..base.layers).flat_map(norms).chain([Norm::Final]).map(SavedModule::Norm);
         [SavedModule::Embed].into_iter().chain(layers).chain([SavedModule::Head])
     }
@@ -34,6 +38,7 @@ impl SavedModule {
     pub fn shape(self, base: &BaseInfo) -> Vec<usize> {
         match self {
             SavedModule::Head | SavedModule::Embed => vec![base.vocab, base.hidden],
+            SavedModule::Norm(Norm::Query(_) | Norm::Key(_)) => vec![base.head_dim],
             SavedModule::Norm(_) => vec![base.hidden],
         }
     }

@@ -218,7 +218,6 @@ fn unipelts_knobs_have_limits() {
         ("bottleneck_size", json!(0), "1 to 8192"),
         ("reduction_factor", json!(577), "1 to 576"),
         ("gate_mode", json!("prompt_mean"), "read in pieces"),
-        ("gate_mode", json!("sequence_mean"), "behind it"),
         ("gate_mode", json!("none"), "unknown variant"),
         ("lora_alpha", json!(1), "unknown field"),
     ] {
@@ -496,4 +495,5 @@ fn qlora_is_lora_on_a_base_in_four_bits() {
 }
 
 mod full;
+mod knobs;
 mod lora;

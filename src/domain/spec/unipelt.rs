@@ -14,7 +14,7 @@ pub enum GateMode {
     Token,
     /// The mean over the prompt.
     PromptMean,
-    /// The mean over the whole row, as in the paper's encoders and in AdapterHub.
+    /// The mean over the whole text, as in the paper's encoders and in AdapterHub: only where a head judges the text.
     SequenceMean,
 }
 
@@ -71,17 +71,19 @@ impl Knobs for UnipeltSpec {
         within("prefix_length", self.prefix_length, base.context / 2)?;
         within("bottleneck_size", self.bottleneck_size, 8192)?;
         within("reduction_factor", self.reduction_factor, base.hidden)?;
-        let why = match self.gate_mode {
-            GateMode::Token => return Ok(()),
-            GateMode::PromptMean => {
-                "prompt_mean needs the whole prompt before its first token is computed, and prompts are read in pieces"
-            }
-            GateMode::SequenceMean => {
-                "sequence_mean lets a token see the ones behind it: a language model would train on what it cannot know \
-                 while it generates"
-            }
-        };
-        Err(SpecError::new("adapter.gate_mode", "spec_unsupported", format!("{why}; gate_mode must be token")))
+        match self.gate_mode {
+            GateMode::Token | GateMode::SequenceMean => Ok(()),
+            GateMode::PromptMean => Err(SpecError::new(
+                "adapter.gate_mode",
+                "spec_unsupported",
+                "prompt_mean needs the whole prompt before its first token is computed, and prompts are read in pieces; \
+                 gate_mode must be token, or sequence_mean where a head judges the text",
+            )),
+        }
+    }
+
+    fn sees_ahead(&self) -> Option<&'static str> {
+        (self.gate_mode == GateMode::SequenceMean).then_some("gate_mode")
     }
 
     fn trainable(&self, base: &BaseInfo) -> u64 {
@@ -104,7 +106,8 @@ impl Knobs for UnipeltSpec {
         Card {
             definition: "Three gated changes in each layer: low-rank q and v, q += σ(w·x + b) · B A x; a prefix of keys \
                          and values scaled by σ(w·x + b); a bottleneck behind the feed-forward block, \
-                         u + σ(w·u + b) · (W_up ReLU(W_down u)) (arXiv 2110.07577), with gates for each token.",
+                         u + σ(w·u + b) · (W_up ReLU(W_down u)) (arXiv 2110.07577), with gates for each token; for \
+                         heads of texts also with their means (gate_mode sequence_mean).",
             choose_when: "There are few examples, and it is not known which of LoRA, prefix and bottleneck suits them.",
             avoid_when: "Data are plentiful (LoRA is cheaper), or the result has to be merged into the base.",
             inference_overhead: "A prefix in the attention of every layer, a bottleneck and four gates a token.",

@@ -79,6 +79,10 @@ impl Hook for Scored {
         self.inner.shifts_positions()
     }
 
+    fn sees_ahead(&self) -> bool {
+        self.inner.sees_ahead()
+    }
+
     fn gate(&self, at: At, x: &Tensor) -> Result<Option<Tensor>> {
         self.inner.gate(at, x)
     }

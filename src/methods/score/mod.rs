@@ -60,9 +60,9 @@ pub fn fresh(
 /// The method's own files and the head, taken apart.
 pub struct Parts {
     pub files: AdapterFiles,
-    head: TaskHead,
+    pub head: TaskHead,
     /// The weight, and the bias if there is one.
-    tensors: Vec<Named>,
+    pub tensors: Vec<Named>,
 }
 
 /// Takes files with a head apart; none where there is no head.

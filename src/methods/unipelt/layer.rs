@@ -1,6 +1,6 @@
-//! UniPELT's arithmetic (Mao et al., arXiv 2110.07577), with gates for each token.
+//! UniPELT's arithmetic (Mao et al., arXiv 2110.07577).
 //!
-//! With `σ(w·x + b)` a gate of its input x, in each layer:
+//! With `σ(w·x + b)` a gate of its input x, or the mean of it over the text (`sequence_mean`), in each layer:
 //! - `q += gate(h) · B_q A_q h` and the same for v: h is the attention's normed input, the gate stands for alpha/r;
 //! - the prefix's keys and values count `gate(h)` times for the query at h, and positions begin at the text;
 //! - with s the residual stream and m the feed-forward's output, `u = s + m` and
@@ -14,14 +14,23 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use crate::{
-    domain::Site,
+    domain::{Site, spec::GateMode},
     methods::affine::Affine,
     model::{At, Hook, Linear, ops::low_rank_delta},
 };
 
-/// `σ(w·x + b)`, `(rows, 1)`
-fn gate(affine: &Affine, x: &Tensor) -> Result<Tensor> {
-    candle_nn::ops::sigmoid(&affine.forward(x)?)
+/// `σ(w·x + b)`, `(rows, 1)`; with `sequence_mean` each sequence's mean at all of its rows.
+fn gate(mode: GateMode, at: At, affine: &Affine, x: &Tensor) -> Result<Tensor> {
+    let gates = candle_nn::ops::sigmoid(&affine.forward(x)?)?;
+    if mode != GateMode::SequenceMean {
+        return Ok(gates);
+    }
+    let mut start = 0;
+    let means = at.lengths.iter().map(|n| {
+        start += n;
+        gates.narrow(0, start - n, *n)?.mean_keepdim(0)?.broadcast_as((*n, 1))
+    });
+    Tensor::cat(&means.collect::<Result<Vec<_>>>()?, 0)
 }
 
 pub struct GatedLora {
@@ -59,6 +68,7 @@ impl Encoder {
 
 /// The hook of one pass.
 pub struct Unipelt {
+    pub mode: GateMode,
     pub layers: Arc<Vec<Layer>>,
     pub prefixes: Vec<(Tensor, Tensor)>,
     pub length: usize,
@@ -72,7 +82,7 @@ impl Hook for Unipelt {
             Site::V => &layer.v,
             _ => return Ok(y),
         };
-        y + low_rank_delta(x, &lora.a, &lora.b, 1.0)?.broadcast_mul(&gate(&lora.gate, x)?)?
+        y + low_rank_delta(x, &lora.a, &lora.b, 1.0)?.broadcast_mul(&gate(self.mode, at, &lora.gate, x)?)?
     }
 
     fn prefix(&self, layer: usize) -> Result<Option<(Tensor, Tensor)>> {
@@ -87,14 +97,18 @@ impl Hook for Unipelt {
         false
     }
 
+    fn sees_ahead(&self) -> bool {
+        self.mode == GateMode::SequenceMean
+    }
+
     fn gate(&self, at: At, x: &Tensor) -> Result<Option<Tensor>> {
-        gate(&self.layers[at.layer].prefix_gate, x).map(Some)
+        gate(self.mode, at, &self.layers[at.layer].prefix_gate, x).map(Some)
     }
 
     fn after(&self, at: At, x: &Tensor, m: Tensor) -> Result<Tensor> {
         let layer = &self.layers[at.layer];
         let u = (x + &m)?;
         let change = layer.up.forward(&layer.down.forward(&u)?.relu()?)?;
-        m + change.broadcast_mul(&gate(&layer.bottleneck_gate, &u)?)?
+        m + change.broadcast_mul(&gate(self.mode, at, &layer.bottleneck_gate, &u)?)?
     }
 }

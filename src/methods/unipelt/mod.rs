@@ -1,5 +1,6 @@
 //! UniPELT: LoRA, a prefix and a bottleneck in each layer, each behind a gate that learns when it helps.
 
+mod adapterhub;
 mod config;
 mod layer;
 mod serving;
@@ -15,11 +16,15 @@ use super::{
     part::{Init, Part, Tensors},
 };
 use crate::{
-    domain::{BaseInfo, Site, UnipeltSpec, spec::Knobs},
+    domain::{
+        BaseInfo, Site, UnipeltSpec,
+        spec::{GateMode, Knobs},
+    },
     model::{Base, Hook},
 };
 use layer::{Encoder, GatedLora, Layer, Unipelt};
 
+pub use adapterhub::write as as_adapterhub;
 pub use config::read as spec_of;
 
 impl Method for UnipeltSpec {
@@ -36,9 +41,10 @@ impl Method for UnipeltSpec {
     fn load(&self, files: &AdapterFiles, base: &Base) -> Result<Arc<dyn Hook>, MethodError> {
         let parts = parts(self, &base.info)?;
         let values = file::tensors(&files.weights, &Part::expected(&parts))?;
-        let modules = Modules::new(&base.info, &Tensors::new(&parts, values)?)?;
-        // Elsewhere than on the CPU, its ops are candle's.
-        Ok(if base.is_fused() { Arc::new(serving::of(&modules, base)?) } else { modules.hook()? })
+        let modules = Modules::new(self.gate_mode, &base.info, &Tensors::new(&parts, values)?)?;
+        // Elsewhere than on the CPU, its ops are candle's; and gates over whole texts are not a row's own.
+        let is_fused = base.is_fused() && self.gate_mode == GateMode::Token;
+        Ok(if is_fused { Arc::new(serving::of(&modules, base)?) } else { modules.hook()? })
     }
 }
 
@@ -90,7 +96,7 @@ fn train(
     values: Vec<Vec<f32>>,
 ) -> Result<Box<dyn Trainable>, MethodError> {
     let variables = file::variables(Part::expected(parts), values)?;
-    let modules = Modules::new(base, &Tensors::of(&variables))?;
+    let modules = Modules::new(spec.gate_mode, base, &Tensors::of(&variables))?;
     Ok(Box::new(Training { spec: spec.clone(), base: base.clone(), variables, modules }))
 }
 
@@ -119,12 +125,13 @@ impl Trainable for Training {
 
 /// The tensors in their places; while training they share their memory with the variables.
 struct Modules {
+    mode: GateMode,
     layers: Arc<Vec<Layer>>,
     encoder: Encoder,
 }
 
 impl Modules {
-    fn new(base: &BaseInfo, tensors: &Tensors) -> candle_core::Result<Self> {
+    fn new(mode: GateMode, base: &BaseInfo, tensors: &Tensors) -> candle_core::Result<Self> {
         let get = |name: &str| tensors.get(name);
         let affine = |name: &str| Affine::of(tensors, name);
         let lora = |layer: usize, site: Site| {
@@ -144,13 +151,13 @@ impl Modules {
         });
         let layers = Arc::new(layers.collect::<candle_core::Result<Vec<_>>>()?);
         let encoder = Encoder { embedding: get(EMBEDDING)?, inner: affine(INNER)?, outer: affine(OUTER)? };
-        Ok(Self { layers, encoder })
+        Ok(Self { mode, layers, encoder })
     }
 
     /// The hook of one pass: the prefix is made of the encoder's present values.
     fn hook(&self) -> candle_core::Result<Arc<dyn Hook>> {
         let prefixes = self.encoder.prefixes(self.layers.len())?;
         let length = self.encoder.embedding.dim(0)?;
-        Ok(Arc::new(Unipelt { layers: self.layers.clone(), prefixes, length }))
+        Ok(Arc::new(Unipelt { mode: self.mode, layers: self.layers.clone(), prefixes, length }))
     }
 }

@@ -150,6 +150,49 @@ async fn tags_from_upload_to_answer_and_back_as_pefts_files() {
     merge.error(400, "not_mergeable", Some("adapter_id"));
 }
 
+/// Gates of a whole text learn only where a head judges it, and then are a file of AdapterHub's too.
+#[tokio::test]
+async fn gates_of_a_whole_text_go_to_adapterhub() {
+    let server = Server::start();
+    let client = server.client();
+    let train = file(&client, texts(12)).await;
+    let unipelt = |mode: &str| {
+        let mut body = job(&train, "sequence_classification", json!({"n_epochs": 8, "batch_size": 4}));
+        body["adapter"] = json!({"type": "unipelt", "lora_r": 4, "prefix_length": 4, "gate_mode": mode});
+        body
+    };
+    let mut writes = unipelt("sequence_mean");
+    (writes["method"], writes["training_file"]) = (json!({"type": "supervised"}), json!(client.file(4).await));
+    let message = client.post(JOBS, &writes).await.error(400, "spec_conflict", Some("adapter.gate_mode"));
+    assert!(message.contains("supervised") && message.contains("behind it"), "{message}");
+
+    let ask = |model: &Value| json!({"model": model, "input": ["thing 40 is fine", "thing 41 broke"]});
+    let mut packed = Vec::new();
+    for mode in ["sequence_mean", "token"] {
+        let (ended, _) = follow(&client, &unipelt(mode)).await;
+        let model = &ended["fine_tuned_model"];
+        let found = client.post("/v1/classify", &ask(model)).await.ok();
+        assert_eq!(
+            (&found["data"][0]["label"], &found["data"][1]["label"]),
+            (&json!("good"), &json!("bad")),
+            "{found}"
+        );
+        let path = format!("/v1/adapters/{}/download?as=adapterhub", model.as_str().unwrap());
+        let sent = client.request(Method::GET, &path).send().await.unwrap();
+        packed.push((sent.status().as_u16(), sent.bytes().await.unwrap()));
+    }
+    let [(200, archive), (400, refused)] = &packed[..] else { panic!("{packed:?}") };
+    let refused: Value = serde_json::from_slice(refused).unwrap();
+    assert_eq!((&refused["error"]["param"], &refused["error"]["code"]), (&json!("as"), &json!("unsupported")));
+    assert!(refused["error"]["message"].as_str().unwrap().contains("gate_mode token"), "{refused}");
+    let mut archive = zip::ZipArchive::new(std::io::Cursor::new(archive.to_vec())).unwrap();
+    let config: Value = serde_json::from_reader(archive.by_name("head_config.json").unwrap()).unwrap();
+    assert_eq!(config["config"]["label2id"], json!({"bad": 0, "good": 1}));
+    for name in ["adapter_config.json", "adapter.safetensors", "model_head.safetensors"] {
+        assert!(archive.by_name(name).is_ok(), "{name}");
+    }
+}
+
 #[tokio::test]
 async fn what_does_not_fit_is_named() {
     let server = Server::start();

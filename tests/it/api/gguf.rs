@@ -91,7 +91,7 @@ async fn adapters_leave_as_gguf() {
     let bad = async |query: &str, code: &str, param: &str| {
         client.get(&format!("/v1/adapters/{lora}/download?{query}")).await.error(400, code, Some(param))
     };
-    assert!(bad("as=onnx", "out_of_range", "as").await.contains("neither lora nor gguf"));
+    assert!(bad("as=onnx", "out_of_range", "as").await.contains("none of lora, gguf and adapterhub"));
     assert!(bad("as=gguf&format=tar", "unsupported_parameter", "format").await.contains("not packed"));
 
     // What is no change of weights, no plain LoRA, or has no file to be like.

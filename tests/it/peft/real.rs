@@ -1,5 +1,5 @@
-//! We read what PEFT writes for a real model, SmolLM2. Such adapters are too large to be kept: `tests/fixtures/peft/real.json`
-//! has what makes them again (PEFT's config and the seed of all numbers), and some of PEFT's scores.
+//! The same on a real model, SmolLM2. Its adapters are too large to be kept: `tests/fixtures/peft/real.json` has what
+//! makes them again (a request, or PEFT's config with the seed of all numbers), and some of PEFT's scores.
 
 use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
 
@@ -73,7 +73,8 @@ struct Kept {
     texts: Vec<Vec<u32>>,
     /// Which of the vocabulary's scores are kept, of each text's last token.
     columns: Vec<u32>,
-    /// By name.
+    /// By name: the request, and PEFT's scores.
+    ours: BTreeMap<String, (Value, Vec<Vec<f32>>)>,
     theirs: BTreeMap<String, Theirs>,
 }
 
@@ -134,7 +135,7 @@ fn last_scores(base: &Base, texts: &[Vec<u32>], files: &AdapterFiles) -> Vec<Vec
 }
 
 #[test]
-fn pefts_scores_are_ours() {
+fn scores_are_pefts() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/peft/real.json");
     let kept: Kept = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
     let base = base();
@@ -151,6 +152,12 @@ fn pefts_scores_are_ours() {
             assert!(apart < LIMIT, "{name}: {apart}");
         }
     };
+    let now: BTreeMap<_, _> = ours().into_iter().collect();
+    assert_eq!(now.len(), kept.ours.len(), "an adapter that PEFT was not shown");
+    for (name, (adapter, expected)) in &kept.ours {
+        assert_eq!(now[name.as_str()], *adapter, "{name} is not what PEFT was shown");
+        check(name, &export(&base, name, adapter), expected);
+    }
     for (name, theirs) in &kept.theirs {
         check(name, &theirs.files(), &theirs.scores);
     }
