@@ -115,7 +115,7 @@ fn print(args: &Args, what: &str, batch: usize, tokens_per_second: f64) {
 fn agreement(exact: &Base, fast: &Base) -> Result<()> {
     let ids: Vec<u32> = ids(exact.info.vocab, 256, 7);
     let scores = |base: &Base| -> Result<Vec<Vec<f32>>> {
-        let sequences = vec![Sequence { tokens: &ids, hook: None, cache: None }];
+        let sequences = vec![Sequence { tokens: &ids, branches: &[], hook: None, cache: None }];
         let hidden = base.forward(&mut Batch { sequences, train: None })?;
         Ok(base.logits(&hidden, None)?.to_vec2()?)
     };

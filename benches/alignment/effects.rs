@@ -8,8 +8,8 @@ use attune::{
 use serde_json::{Value, json};
 
 use crate::{
-    lab::{Asked, Lab, NOBODY, Rule, contrasts, mean, pair, questions, text},
-    language::{is_rare, is_vowel, row, share, vowels},
+    lab::{Asked, Lab, NOBODY, Rule, contrasts, mean, pair, questions, rank_correlation, text},
+    language::{is_rare, row, share, vowels},
 };
 
 pub struct Effect {
@@ -40,7 +40,7 @@ pub const EFFECTS: &[Effect] = &[
     Effect { name: "labels", claim: "a fifth of wrong labels costs dpo little", show: labels },
     Effect {
         name: "length",
-        claim: "where longer answers are preferred, simpo grows them less than dpo",
+        claim: "where length takes the judge in, simpo grows answers less than dpo, and its reward goes less with length",
         show: length,
     },
 ];
@@ -131,7 +131,7 @@ fn grpo(lab: &Lab) -> Result<Found> {
     let rule = Rule(&|prompt, answer| f64::from(u8::from(is_right(prompt, answer))));
     let (asked, fresh) = (questions(&lab.prompts(1600, TRAIN)), lab.prompts(128, HELD_OUT));
     let passed = |model: &AdapterFiles| -> Result<f64> {
-        let asked = lab.ask(model, &fresh, 4, 2)?;
+        let asked = lab.ask(model, &fresh, 4, 1)?;
         let right = |asked: &Asked| -> Vec<f64> {
             asked.answers.iter().map(|answer| f64::from(u8::from(is_right(&asked.prompt, answer)))).collect()
         };
@@ -192,24 +192,59 @@ fn labels(lab: &Lab) -> Result<Found> {
     })
 }
 
-/// A judge that counts vowels, and so likes long answers. Each objective is asked by its own reward what is better.
+/// A judge that wants vowels, whatever the length, and is taken in by length as well: of two answers it prefers the first
+/// with `σ(SURE · (share − share) ± BIAS)`, plus where that is the longer one. What each objective's own reward says of
+/// the base's answers is held against both.
 fn length(lab: &Lab) -> Result<Found> {
-    let count = |answer: &[u32]| answer.iter().filter(|id| is_vowel(**id)).count() as f64;
+    const SURE: f64 = 10.0;
+    const BIAS: f64 = 1.5;
     let long = 4 * LONGEST;
-    let pairs = |n: u64, stream: u64| -> Result<Vec<Asked>> {
-        Ok(contrasts(lab.ask(&lab.fresh()?, &lab.prompts(n, stream), 6, long)?, count))
+    let base = lab.fresh()?;
+    let two = |stream: u64| lab.ask(&base, &lab.prompts(960, stream), 2, long);
+    let mut coin = lab.random(TRAIN);
+    let mut longer = Vec::new();
+    let mut judged = |mut asked: Asked| {
+        let [a, b] = [0, 1].map(|side| &asked.answers[side]);
+        let bias = BIAS * (a.len() as f64 - b.len() as f64).signum();
+        let sure = SURE * (vowels(a) - vowels(b)) + if a.len() == b.len() { 0.0 } else { bias };
+        if f64::from(coin.uniform()) > 1.0 / (1.0 + (-sure).exp()) {
+            asked.answers.swap(0, 1);
+        }
+        let lengths = [0, 1].map(|side| asked.answers[side].len());
+        if lengths[0] != lengths[1] {
+            longer.push(f64::from(u8::from(lengths[0] > lengths[1])));
+        }
+        asked
     };
-    let (train, held, fresh) = (pairs(960, TRAIN)?, pairs(240, HELD_OUT)?, lab.prompts(64, HELD_OUT));
-    let weighed = |model: &AdapterFiles, accuracy: f64| -> Result<[f64; 4]> {
+    let train: Vec<Row> = two(TRAIN)?.into_iter().map(&mut judged).map(|asked| pair(&asked)).collect();
+    let (held, fresh) = (two(HELD_OUT)?, lab.prompts(64, HELD_OUT));
+    let answers: Vec<&Vec<u32>> = held.iter().flat_map(|asked| &asked.answers).collect();
+    let each = |of: &dyn Fn(&[u32]) -> f64| -> Vec<f64> { answers.iter().map(|answer| of(answer)).collect() };
+    let (lengths, shares) = (each(&|answer| answer.len() as f64), each(&vowels));
+    let weighed = |model: &AdapterFiles, rewards: Vec<Vec<f64>>| -> Result<Value> {
         let [length, kl] = lab.weigh(model, &fresh, long, |answer| answer.len() as f64)?;
-        Ok([length, lab.weigh(model, &fresh, long, vowels)?[0], kl, accuracy])
+        let share = lab.weigh(model, &fresh, long, vowels)?[0];
+        let better =
+            held.iter().zip(&rewards).filter(|(asked, _)| vowels(&asked.answers[0]) != vowels(&asked.answers[1]));
+        let is_right = |(asked, rewards): (&Asked, &Vec<f64>)| {
+            f64::from(u8::from((vowels(&asked.answers[0]) > vowels(&asked.answers[1])) == (rewards[0] > rewards[1])))
+        };
+        let accuracy = mean(&better.map(is_right).collect::<Vec<_>>());
+        let rewards = rewards.concat();
+        let (of_length, of_share) = (rank_correlation(&rewards, &lengths), rank_correlation(&rewards, &shares));
+        Ok(json!({"length": length, "share": share, "kl": kl, "accuracy": accuracy, "reward_and_length": of_length,
+                  "reward_and_share": of_share}))
     };
-    let of = |side: &str| lab.train(lab.settings.side(side)?, &rows(&train), &NOBODY);
-    let (base, dpo, simpo) = (lab.fresh()?, of("length_dpo")?, of("length_simpo")?);
-    let base = weighed(&base, lab.accuracy_of_means(&base, &held)?)?;
-    let dpo = weighed(&dpo, lab.accuracy(&dpo, &held)?)?;
-    let simpo = weighed(&simpo, lab.accuracy_of_means(&simpo, &held)?)?;
-    let shown = |[length, share, kl, accuracy]: [f64; 4]| json!({"length": length, "share": share, "kl": kl, "accuracy": accuracy});
-    let seen = simpo[0] < dpo[0] && simpo[3] > 0.8 && dpo[3] > 0.8;
-    Ok(Found { seen, figures: json!({"base": shown(base), "dpo": shown(dpo), "simpo": shown(simpo)}) })
+    let of = |side: &str| lab.train(lab.settings.side(side)?, &train, &NOBODY);
+    let (dpo, simpo) = (of("length_dpo")?, of("length_simpo")?);
+    let start = weighed(&base, lab.means(&base, &held)?)?;
+    let dpo = weighed(&dpo, lab.log_ratios(&dpo, &held)?)?;
+    let simpo = weighed(&simpo, lab.means(&simpo, &held)?)?;
+    let number = |side: &Value, name: &str| side[name].as_f64().unwrap_or(f64::NAN);
+    let seen = number(&simpo, "length") < number(&dpo, "length")
+        && number(&simpo, "reward_and_length") < number(&dpo, "reward_and_length")
+        && [&dpo, &simpo].iter().all(|side| number(side, "accuracy") > 0.75);
+    let figures = json!({"longer_chosen": mean(&longer), "share_and_length": rank_correlation(&shares, &lengths),
+                         "base": start, "dpo": dpo, "simpo": simpo});
+    Ok(Found { seen, figures })
 }

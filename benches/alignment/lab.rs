@@ -137,6 +137,11 @@ impl Lab {
         (0..self.few(n)).map(|_| language::prompt(&mut random)).collect()
     }
 
+    /// Numbers of a stream.
+    pub fn random(&self, stream: u64) -> Random {
+        Random(1000 * self.seed + 500 + stream)
+    }
+
     fn adapter(&self) -> Result<MethodSpec> {
         Ok(MethodSpec::from_json(&self.settings.adapter)?)
     }
@@ -255,13 +260,13 @@ impl Lab {
         Ok(told_apart(&self.log_ratios(model, pairs)?))
     }
 
-    /// The share of pairs whose better answer is the likelier one, by its mean token.
-    pub fn accuracy_of_means(&self, model: &AdapterFiles, pairs: &[Asked]) -> Result<f64> {
-        let mut means = self.log_probs(Some(model), pairs)?;
-        for (means, pair) in means.iter_mut().zip(pairs) {
-            means.iter_mut().zip(&pair.answers).for_each(|(mean, answer)| *mean /= answer.len() as f64);
+    /// `log π` of each answer's mean token.
+    pub fn means(&self, model: &AdapterFiles, asked: &[Asked]) -> Result<Vec<Vec<f64>>> {
+        let mut means = self.log_probs(Some(model), asked)?;
+        for (means, asked) in means.iter_mut().zip(asked) {
+            means.iter_mut().zip(&asked.answers).for_each(|(mean, answer)| *mean /= answer.len() as f64);
         }
-        Ok(told_apart(&means))
+        Ok(means)
     }
 }
 
@@ -299,6 +304,26 @@ pub fn contrasts(asked: Vec<Asked>, reward: impl Fn(&[u32]) -> f64) -> Vec<Asked
         differ.then_some(Asked { answers: vec![best, worst], ..asked })
     };
     asked.into_iter().filter_map(contrast).collect()
+}
+
+/// Spearman's.
+pub fn rank_correlation(a: &[f64], b: &[f64]) -> f64 {
+    let [a, b] = [a, b].map(ranks);
+    let (middle_a, middle_b) = (mean(&a), mean(&b));
+    let sum = |of: &dyn Fn(f64, f64) -> f64| a.iter().zip(&b).map(|(a, b)| of(a - middle_a, b - middle_b)).sum::<f64>();
+    sum(&|a, b| a * b) / (sum(&|a, _| a * a) * sum(&|_, b| b * b)).sqrt()
+}
+
+/// Equal values share the mean of their ranks.
+fn ranks(values: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|a, b| values[*a].total_cmp(&values[*b]));
+    let (mut ranks, mut before) = (vec![0.0; values.len()], 0);
+    for same in order.chunk_by(|a, b| values[*a] == values[*b]) {
+        same.iter().for_each(|i| ranks[*i] = before as f64 + (same.len() - 1) as f64 / 2.0);
+        before += same.len();
+    }
+    ranks
 }
 
 pub fn mean(values: &[f64]) -> f64 {

@@ -156,7 +156,7 @@ pub struct Message {
     pub content: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refusal: Option<String>,
-    /// In a stream each call comes whole, when its end is there.
+    /// In a stream each call comes in pieces.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_calls: Option<Vec<ToolCallObject>>,
 }
@@ -371,7 +371,11 @@ impl Answer {
             if let Some(message) = choice.message.as_mut() {
                 message.content.get_or_insert_default().push_str(&text);
                 for call in calls {
-                    message.tool_calls.get_or_insert_default().push(ToolCallObject { index: None, ..call });
+                    let all = message.tool_calls.get_or_insert_default();
+                    match all.last_mut().filter(|_| call.id.is_none()) {
+                        Some(last) => last.function.arguments.push_str(&call.function.arguments),
+                        None => all.push(ToolCallObject { index: None, ..call }),
+                    }
                 }
             }
             if let (Some(all), Some(found)) = (&mut choice.logprobs, token) {

@@ -5,26 +5,29 @@ use utoipa::ToSchema;
 
 use crate::{
     domain::id,
-    service::tools::{Said, ToolCall, ToolReader, ToolStyle},
+    service::tools::{Said, ToolReader, ToolStyle},
 };
 
-/// A call that the model asks for.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+/// A call that the model asks for. In a stream it comes in pieces: the first says which function, all of them bring more
+/// of the arguments.
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
 pub struct ToolCallObject {
     /// Of the calls of one answer; only in streams.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub index: Option<u64>,
-    /// `call_…`
-    pub id: String,
+    /// `call_…`; in a stream with the first piece only, as the next two are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// Always `function`.
-    #[serde(rename = "type")]
-    pub kind: String,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
     pub function: CalledFunction,
 }
 
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
 pub struct CalledFunction {
-    pub name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// JSON, as the model wrote it.
     pub arguments: String,
 }
@@ -38,6 +41,7 @@ pub struct Speaker {
 /// What became certain.
 pub struct Heard {
     pub text: String,
+    /// Pieces of calls, at most one of each.
     pub calls: Vec<ToolCallObject>,
     /// `stop`, `length` or `tool_calls`, at the end.
     pub reason: Option<String>,
@@ -59,15 +63,23 @@ impl Speaker {
         for said in said {
             match said {
                 Said::Text(text) => heard.text.push_str(&text),
-                Said::Call(ToolCall { name, arguments }) => {
+                Said::Call(name) => {
                     heard.calls.push(ToolCallObject {
                         index: Some(self.calls),
-                        id: id::new("call_"),
-                        kind: "function".to_owned(),
-                        function: CalledFunction { name, arguments },
+                        id: Some(id::new("call_")),
+                        kind: Some("function".to_owned()),
+                        function: CalledFunction { name: Some(name), arguments: String::new() },
                     });
                     self.calls += 1;
                 }
+                Said::Arguments(more) => match heard.calls.last_mut() {
+                    Some(call) => call.function.arguments.push_str(&more),
+                    None => heard.calls.push(ToolCallObject {
+                        index: self.calls.checked_sub(1),
+                        function: CalledFunction { name: None, arguments: more },
+                        ..ToolCallObject::default()
+                    }),
+                },
             }
         }
         if self.calls > 0 && heard.reason.as_deref() == Some("stop") {

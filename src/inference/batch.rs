@@ -49,8 +49,12 @@ pub fn forward(running: &mut [Running], shares: &[usize]) -> Result<()> {
     if chosen.is_empty() {
         return Ok(());
     }
-    let sequences =
-        chosen.iter_mut().map(|(r, tokens)| Sequence { tokens, hook: r.lease.clone(), cache: Some(&mut r.cache) });
+    let sequences = chosen.iter_mut().map(|(r, tokens)| Sequence {
+        tokens,
+        branches: &[],
+        hook: r.lease.clone(),
+        cache: Some(&mut r.cache),
+    });
     let hidden = base.forward(&mut Batch { sequences: sequences.collect(), train: None })?;
     // Of the rows just computed, those that need scores; and each sequence's places among these.
     let (mut rows, mut places, mut start) = (Vec::<u32>::new(), Vec::new(), 0);

@@ -80,10 +80,10 @@ impl State {
         here.chain(self.cold.iter().map(|waiting| waiting.request.project.as_str()))
     }
 
-    /// Where the request is that comes next: background work last, then the project that has had least, then who
-    /// came first.
-    fn next(&self) -> Option<usize> {
-        (0..self.ready.len()).min_by_key(|i| {
+    /// Where the request is that comes next, but for those that are held: background work last, then the project that
+    /// has had least, then who came first.
+    fn next(&self, held: &[u64]) -> Option<usize> {
+        (0..self.ready.len()).filter(|i| !held.contains(&self.ready[*i].arrival)).min_by_key(|i| {
             let ready = &self.ready[*i];
             (ready.request.is_background, self.fairness.served(&ready.request.project), ready.arrival)
         })
@@ -224,8 +224,14 @@ impl Engine {
     fn admit(&self, state: &mut State) {
         // What those in the batch come to take soon: all that they know, and a page more.
         let mut wanted: usize = state.running.iter().map(|r| r.wanted() + r.cache.page_bytes()).sum();
-        while let Some(next) = state.next().filter(|_| state.running.len() < self.settings.max_batch) {
+        // Who begins as one that is just being read waits until that is done: it reads the rest only.
+        let mut held = Vec::new();
+        while let Some(next) = state.next(&held).filter(|_| state.running.len() < self.settings.max_batch) {
             let ready = &mut state.ready[next];
+            if state.prefixes.is_coming(ready, &state.running) {
+                held.push(ready.arrival);
+                continue;
+            }
             let shared = state.prefixes.find(ready);
             let known = shared.as_ref().map_or(0, |(_, pages)| pages.iter().map(|page| page.bytes()).sum());
             let bytes = ready.wanted().saturating_sub(known);

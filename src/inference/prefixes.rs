@@ -62,6 +62,12 @@ impl Chain {
         Self { name: hash.finalize().into(), pages: self.pages + 1 }
     }
 
+    /// With the next page of a sequence, if that ends among its first `most` tokens.
+    fn next_before(&self, running: &Running, most: usize) -> Option<Self> {
+        let tokens = self.next(running.virtual_tokens());
+        (tokens.end <= most).then(|| self.with(running.tokens(tokens)))
+    }
+
     /// The text tokens of the next page, where so many virtual ones stand before the text.
     fn next(&self, virtual_tokens: usize) -> Range<usize> {
         let text = |row: usize| row.saturating_sub(virtual_tokens);
@@ -75,18 +81,23 @@ impl Prefixes {
     pub fn find(&mut self, running: &Running) -> Option<(Chain, Vec<Arc<Page>>)> {
         let (mut chain, mut pages) = (Chain::start(running).filter(|_| running.may_share())?, Vec::new());
         self.clock += 1;
-        loop {
-            let tokens = chain.next(running.virtual_tokens());
-            if tokens.end >= running.known() {
-                break;
-            }
-            let next = chain.with(running.tokens(tokens));
+        while let Some(next) = chain.next_before(running, running.known().saturating_sub(1)) {
             let Some(known) = self.pages.get_mut(&next.name) else { break };
             known.used = self.clock;
             pages.push(known.page.clone());
             chain = next;
         }
         (chain.next(running.virtual_tokens()).start > 0).then_some((chain, pages))
+    }
+
+    /// Whether one of the batch is about to read the page that a sequence would have to read behind those it can begin
+    /// with.
+    pub fn is_coming(&mut self, waiting: &Running, batch: &[Running]) -> bool {
+        let Some(start) = Chain::start(waiting).filter(|_| waiting.may_share()) else { return false };
+        let known = self.find(waiting).map_or(start, |(chain, _)| chain);
+        let Some(missing) = known.next_before(waiting, waiting.known().saturating_sub(1)) else { return false };
+        let coming = |running: &Running| running.chain?.next_before(running, running.known());
+        batch.iter().filter_map(coming).any(|coming| coming.name == missing.name)
     }
 
     /// Remembers the pages that a sequence has filled.

@@ -109,6 +109,9 @@ impl Layer {
 /// Some tokens of one sequence.
 pub struct Sequence<'a> {
     pub tokens: &'a [u32],
+    /// While training, texts that begin alike: their start, then what each goes on with, and how many tokens each of
+    /// those has. None for a single text.
+    pub branches: &'a [usize],
     /// The adapter that these rows carry; none is the frozen model.
     pub hook: Option<Arc<dyn Hook>>,
     /// While serving: what came before. The rows are appended to it. While training: none, the sequence starts at 0.

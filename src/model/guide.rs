@@ -14,6 +14,7 @@ pub fn guide(base: &Base, batch: &mut Batch) -> Result<()> {
         let Some(hook) = first(&group[0]) else { continue };
         sequences.extend(group.iter_mut().map(|sequence| Sequence {
             tokens: sequence.tokens,
+            branches: sequence.branches,
             hook: Some(hook.clone()),
             cache: sequence.cache.as_deref_mut().map(SequenceCache::first),
         }));

@@ -62,6 +62,8 @@ pub(super) struct Pass {
     rows: Vec<Range<usize>>,
     /// Virtual rows at the start of each sequence's rows.
     virtual_rows: Vec<usize>,
+    /// Where the branches of each sequence are among all rows.
+    branches: Vec<Vec<Range<usize>>>,
     /// Of each of the base's ropes.
     rotations: Vec<Arc<Rotation>>,
     train: Option<u64>,
@@ -82,6 +84,7 @@ impl Pass {
             candle_core::bail!("a batch needs sequences, and a cache for all or none of them");
         }
         let (mut groups, mut rows, mut virtual_rows) = (Vec::<Group>::new(), Vec::new(), Vec::new());
+        let mut branches = Vec::with_capacity(batch.sequences.len());
         let (mut positions, mut start) = (Vec::new(), 0);
         for (i, sequence) in batch.sequences.iter().enumerate() {
             let hook = sequence.hook.as_deref();
@@ -95,11 +98,23 @@ impl Pass {
             {
                 candle_core::bail!("a sequence that began within {short} positions cannot go on behind them");
             }
-            if sequence.tokens.is_empty() || first + n > base.info.context {
-                let last = first + n;
+            let of_branches: usize = sequence.branches.iter().sum();
+            let can_branch = sequence.cache.is_none() && base.info.short_context.is_none() && of_branches < n;
+            if of_branches > 0 && !can_branch {
+                candle_core::bail!("a sequence of {n} rows cannot have branches of {of_branches}");
+            }
+            let stem = n - of_branches;
+            let last = first + stem + sequence.branches.iter().max().unwrap_or(&0);
+            if sequence.tokens.is_empty() || last > base.info.context {
                 candle_core::bail!("a sequence of 0 rows or beyond the context: {last} of {}", base.info.context);
             }
-            positions.push((first, n));
+            positions.push((first, stem));
+            positions.extend(sequence.branches.iter().map(|n| (first + stem, *n)));
+            let ends = sequence.branches.iter().scan(start + stem, |end, n| {
+                *end += n;
+                Some(*end - n..*end)
+            });
+            branches.push(ends.collect());
             rows.push(start..start + n);
             virtual_rows.push(before);
             match groups.last_mut().filter(|group| same(&group.hook, &sequence.hook)) {
@@ -118,7 +133,7 @@ impl Pass {
             start += n;
         }
         let rotations = base.ropes.iter().map(|rope| Arc::new(rope.rotation(&positions))).collect();
-        Ok(Self { pieces: pieces(&groups), groups, rows, virtual_rows, rotations, train: batch.train })
+        Ok(Self { pieces: pieces(&groups), groups, rows, virtual_rows, branches, rotations, train: batch.train })
     }
 
     /// Makes room in the caches for this pass's rows.
@@ -351,15 +366,15 @@ impl Pass {
     ) -> Result<Tensor> {
         let shape = &base.layers[layer].attention;
         if prefixes.iter().all(Option::is_none) {
-            let span = |rows: &Range<usize>| Span { queries: rows.clone(), keys: rows.clone(), prefix: 0 };
-            let spans = Arc::new(self.rows.iter().map(span).collect());
-            return ops::attention(q, k, v, shape, &spans);
+            let spans = (0..self.rows.len()).flat_map(|i| self.spans(i, 0, self.rows[i].start, 0));
+            return ops::attention(q, k, v, shape, &Arc::new(spans.collect()));
         }
         let mut outputs = Vec::new();
         for (group, prefix) in self.groups.iter().zip(prefixes) {
             let gate = self.gate(layer, group, h)?;
             let (mut ks, mut vs, mut spans, mut end) = (Vec::new(), Vec::new(), Vec::new(), 0);
-            for rows in &self.rows[group.sequences.clone()] {
+            for i in group.sequences.clone() {
+                let rows = &self.rows[i];
                 let p = prefix.as_ref().map_or(Ok(0), |(k, _)| k.dim(0))?;
                 if let Some((k, v)) = prefix {
                     ks.push(k.to_device(q.device())?);
@@ -367,8 +382,7 @@ impl Pass {
                 }
                 ks.push(part(k, rows)?);
                 vs.push(part(v, rows)?);
-                let queries = rows.start - group.rows.start..rows.end - group.rows.start;
-                spans.push(Span { queries, keys: end..end + p + rows.len(), prefix: p });
+                spans.extend(self.spans(i, group.rows.start, end, p));
                 end += p + rows.len();
             }
             let (q, k, v) = (part(q, &group.rows)?, join(ks)?, join(vs)?);
@@ -378,6 +392,22 @@ impl Pass {
             });
         }
         join(outputs)
+    }
+
+    /// The spans of a sequence: its start, or all of it, and its branches. Queries are counted from the row `first`;
+    /// its keys begin at `keys`, `prefix` of them before the text.
+    fn spans(&self, i: usize, first: usize, keys: usize, prefix: usize) -> Vec<Span> {
+        let (rows, branches) = (&self.rows[i], &self.branches[i]);
+        let stem = rows.start..branches.first().map_or(rows.end, |branch| branch.start);
+        let queries = |rows: &Range<usize>| rows.start - first..rows.end - first;
+        let place = |row: usize| keys + prefix + row - rows.start;
+        let start = keys..place(stem.end);
+        let branch = |rows: &Range<usize>| {
+            let own = place(rows.start)..place(rows.end);
+            Span { queries: queries(rows), start: start.clone(), keys: own, prefix }
+        };
+        let whole = Span { queries: queries(&stem), start: 0..0, keys: start.clone(), prefix };
+        std::iter::once(whole).chain(branches.iter().map(branch)).collect()
     }
 
     /// Attention while serving: the rows join the caches first.
@@ -416,7 +446,7 @@ impl Pass {
                 let (Some(cache), rows) = (&batch.sequences[i].cache, self.rows[i].clone()) else { continue };
                 let seen: Vec<Block> = prefix.into_iter().chain(cache.blocks(layer, rows.len())).collect();
                 let keys = 0..seen.iter().map(|block| block.rows).sum();
-                spans.push(Span { queries: rows, keys, prefix: prefix.map_or(0, |prefix| prefix.rows) });
+                spans.push(Span { queries: rows, start: 0..0, keys, prefix: prefix.map_or(0, |prefix| prefix.rows) });
                 blocks.push(seen);
             }
         }

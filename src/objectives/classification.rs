@@ -42,7 +42,8 @@ fn classify(head: Option<TaskHead>, models: &Models, rows: &[&Row]) -> Result<Fo
     let Some(head) = head else { candle_core::bail!("an objective without a head cannot classify") };
     let texts: Vec<&Example> = rows.iter().flat_map(|row| row.examples()).collect();
     let hook = models.method.hook(models.train)?;
-    let sequences = texts.iter().map(|text| Sequence { tokens: &text.ids, hook: Some(hook.clone()), cache: None });
+    let sequences =
+        texts.iter().map(|text| Sequence { tokens: &text.ids, branches: &[], hook: Some(hook.clone()), cache: None });
     let hidden = models.forward(Batch { sequences: sequences.collect(), train: models.train })?;
     let (mut places, mut wanted, mut start) = (Vec::new(), Vec::new(), 0);
     for (row, text) in rows.iter().zip(&texts) {

@@ -47,7 +47,8 @@ impl Objective for RewardModelSpec {
 
 /// The scores of texts, `(texts)`, with gradients; dropout is off.
 fn scores(models: &Models, hook: &Arc<dyn Hook>, texts: &[&Example]) -> Result<Tensor> {
-    let sequences = texts.iter().map(|text| Sequence { tokens: &text.ids, hook: Some(hook.clone()), cache: None });
+    let sequences =
+        texts.iter().map(|text| Sequence { tokens: &text.ids, branches: &[], hook: Some(hook.clone()), cache: None });
     let hidden = models.forward(Batch { sequences: sequences.collect(), train: None })?;
     let ends = texts.iter().scan(0, |end, text| {
         *end += text.ids.len() as u32;

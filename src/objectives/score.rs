@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, Var};
 
-use super::{Models, supervised};
+use super::{Models, laid::Laid};
 use crate::{
     data::Example,
-    model::{Base, Batch, Hook, Keep, Sequence, Tape},
+    model::{Base, Hook, Keep, Tape},
 };
 
 /// What one model says of some texts.
@@ -42,19 +42,19 @@ impl Scored {
 
 /// Texts under the base with this adapter, or without one; dropout is off.
 pub fn score(models: &Models, hook: Option<&Arc<dyn Hook>>, texts: &[&Example]) -> Result<Scored> {
-    let hidden = models.forward(batch(hook, texts))?;
-    read(models.base, hook, texts, &hidden)
+    score_at(models, hook, texts, 1.0)
 }
 
 /// The same as numbers only: nothing is kept for a backward pass.
 pub fn score_only(base: &Base, hook: Option<&Arc<dyn Hook>>, texts: &[&Example]) -> Result<Vec<f64>> {
-    Ok(read(base, hook, texts, &hidden(base, hook, texts)?.detach())?.sums())
+    Ok(score_only_at(base, hook, texts, 1.0, None)?.log_probs.iter().map(|text| text.iter().sum()).collect())
 }
 
 /// Under scores divided by a temperature. Output layers have no bias, so that the hidden rows can be divided instead.
 pub fn score_at(models: &Models, hook: Option<&Arc<dyn Hook>>, texts: &[&Example], temperature: f64) -> Result<Scored> {
-    let hidden = models.forward(batch(hook, texts))?;
-    read(models.base, hook, texts, &hidden.affine(1.0 / temperature, 0.0)?)
+    let laid = Laid::of(models.base, hook, texts);
+    let hidden = models.forward(laid.batch(hook))?;
+    read(models.base, hook, &laid, &hidden, temperature)
 }
 
 /// The same with a value head over the rows that the tokens are drawn from: `v = h w`, `(tokens)`, with gradients.
@@ -66,9 +66,10 @@ pub fn score_with_values(
     temperature: f64,
     head: &Tensor,
 ) -> Result<(Scored, Tensor)> {
-    let hidden = models.forward(batch(Some(hook), texts))?;
-    let scored = read(models.base, Some(hook), texts, &hidden.affine(1.0 / temperature, 0.0)?)?;
-    Ok((scored, values(&hidden, texts, head)?))
+    let laid = Laid::of(models.base, Some(hook), texts);
+    let hidden = models.forward(laid.batch(Some(hook)))?;
+    let scored = read(models.base, Some(hook), &laid, &hidden, temperature)?;
+    Ok((scored, values(&hidden, &laid, head)?))
 }
 
 /// Numbers only, token by token.
@@ -86,18 +87,18 @@ pub fn score_only_at(
     temperature: f64,
     head: Option<&Var>,
 ) -> Result<Spoken> {
-    let hidden = hidden(base, hook, texts)?.detach();
-    let log_probs = read(base, hook, texts, &hidden.affine(1.0 / temperature, 0.0)?)?.texts;
+    let laid = Laid::of(base, hook, texts);
+    let hidden = Tape::new(Keep::LayerInputs).forward(base, laid.batch(hook))?.detach();
+    let log_probs = read(base, hook, &laid, &hidden, temperature)?.texts;
     let values = match head {
-        Some(head) => split(texts, &values(&hidden, texts, &head.as_detached_tensor())?)?,
+        Some(head) => split(texts, &values(&hidden, &laid, &head.as_detached_tensor())?)?,
         None => Vec::new(),
     };
     Ok(Spoken { log_probs, values })
 }
 
-fn values(hidden: &Tensor, texts: &[&Example], head: &Tensor) -> Result<Tensor> {
-    let targets = supervised::targets(texts.iter().map(|text| text.labels.as_slice()));
-    let rows: Vec<u32> = targets.iter().map(|target| target.row as u32).collect();
+fn values(hidden: &Tensor, laid: &Laid, head: &Tensor) -> Result<Tensor> {
+    let rows: Vec<u32> = laid.targets.iter().map(|target| target.row as u32).collect();
     hidden.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?.matmul(&head.t()?)?.squeeze(1)
 }
 
@@ -107,19 +108,10 @@ pub fn split(texts: &[&Example], values: &Tensor) -> Result<Vec<Vec<f64>>> {
     Ok(texts.iter().map(|text| values.by_ref().take(text.trained()).collect()).collect())
 }
 
-fn hidden(base: &Base, hook: Option<&Arc<dyn Hook>>, texts: &[&Example]) -> Result<Tensor> {
-    Tape::new(Keep::LayerInputs).forward(base, batch(hook, texts))
-}
-
-fn batch<'a>(hook: Option<&Arc<dyn Hook>>, texts: &[&'a Example]) -> Batch<'a> {
-    let sequences = texts.iter().map(|text| Sequence { tokens: &text.ids, hook: hook.cloned(), cache: None });
-    Batch { sequences: sequences.collect(), train: None }
-}
-
-fn read(base: &Base, hook: Option<&Arc<dyn Hook>>, texts: &[&Example], hidden: &Tensor) -> Result<Scored> {
-    let targets = supervised::targets(texts.iter().map(|text| text.labels.as_slice()));
-    let found = base.log_probs(hidden, &targets, hook.map(|hook| hook.as_ref()))?;
-    Ok(Scored { texts: split(texts, &found.values)?, correct: found.correct, values: found.values })
+fn read(base: &Base, hook: Option<&Arc<dyn Hook>>, laid: &Laid, hidden: &Tensor, temperature: f64) -> Result<Scored> {
+    let hidden = if temperature == 1.0 { hidden.clone() } else { hidden.affine(1.0 / temperature, 0.0)? };
+    let found = base.log_probs(&hidden, &laid.targets, hook.map(|hook| hook.as_ref()))?;
+    Ok(Scored { texts: split(laid.texts, &found.values)?, correct: found.correct, values: found.values })
 }
 
 /// `log σ(x)` without overflow.

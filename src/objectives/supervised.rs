@@ -20,8 +20,10 @@ impl Objective for SupervisedSpec {
     fn pass(&self, models: &Models, rows: &[&Row]) -> Result<Found> {
         let texts: Vec<&Example> = rows.iter().flat_map(|row| row.examples()).collect();
         let hook = models.method.hook(models.train)?;
-        let sequences =
-            texts.iter().map(|text| Sequence { tokens: &text.ids, hook: Some(hook.clone()), cache: None }).collect();
+        let sequences = texts
+            .iter()
+            .map(|text| Sequence { tokens: &text.ids, branches: &[], hook: Some(hook.clone()), cache: None })
+            .collect();
         let hidden = models.forward(Batch { sequences, train: models.train })?;
         let targets = targets(texts.iter().map(|text| text.labels.as_slice()));
         let found = models.base.cross_entropy(&hidden, &targets, Some(hook.as_ref()))?;

@@ -8,7 +8,7 @@ use super::{
     catalogue::Model,
     format::{is_name, strict},
 };
-pub use crate::text::{Said, ToolCall, ToolReader, ToolStyle};
+pub use crate::text::{Said, ToolReader, ToolStyle};
 
 use crate::text::{Calls, Grammar};
 

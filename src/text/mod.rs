@@ -16,7 +16,7 @@ pub use detokenizer::Detokenizer;
 pub use grammar::{Grammar, Grammars};
 pub use template::ChatTemplate;
 pub use tokenizer::Tokenizer;
-pub use tools::{Calls, Said, ToolCall, ToolReader, ToolStyle};
+pub use tools::{Calls, Said, ToolReader, ToolStyle};
 
 use crate::formats::{FormatError, gguf::Gguf};
 

@@ -1,15 +1,17 @@
-"""lm-eval's `local-completions` and langchain-openai against a running server.
+"""lm-eval's `local-completions`, langchain-openai and guidellm against a running server.
 
     attune serve &                                       # with the built-in base, or any other
     python3 tests/clients/check.py URL KEY MODEL GGUF    # GGUF: the base's file, for its tokenizer
 
 Outside CI: it takes packages of some gigabytes, which have to be there: lm-eval[api], transformers, gguf,
-langchain-openai. Prints what each client found, and `done`.
+langchain-openai, and the command guidellm (0.8.1; `GUIDELLM` says where, if it is not on the path). Prints what each
+client found, and `done`. What guidellm measures are its own requests on this machine as it is: no benchmark of ours.
 """
 
 import json
 import math
 import os
+import subprocess
 import sys
 import tempfile
 import urllib.request
@@ -38,13 +40,10 @@ def score(context, ending):
     return sum(p for p, at in zip(found["token_logprobs"], found["text_offset"]) if at >= len(context))
 
 
-def lm_eval_check(place):
+def lm_eval_check(place, tokenizer):
     import lm_eval
     from lm_eval.tasks import TaskManager
-    from transformers import AutoTokenizer
 
-    tokenizer = place / "tokenizer"
-    AutoTokenizer.from_pretrained(str(Path(gguf).parent), gguf_file=Path(gguf).name).save_pretrained(tokenizer)
     rows = [{"context": c, "choices": choices, "gold": gold} for c, choices, gold in QUESTIONS]
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     common = {
@@ -90,7 +89,31 @@ def langchain_check():
     print("langchain:", repr(whole.content), made, repr(text), len(vectors[0]))
 
 
+def guidellm_check(place, tokenizer):
+    """Streams of four users at once, in chat and in completions."""
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        backend = {"kind": "openai_http", "target": url, "model": model, "api_key": key, "request_format": path,
+                   "validate_backend": False}
+        subprocess.run(
+            [os.environ.get("GUIDELLM", "guidellm"), "run", "--backend", json.dumps(backend),
+             "--profile", "kind=concurrent,streams=4", "--constraint", "kind=max_requests,count=12",
+             "--data", "kind=synthetic_text,prompt_tokens=48,output_tokens=16",
+             "--tokenizer", f"kind=hf_auto,model={tokenizer}", "--output", f"kind=json,path={place}/found.json",
+             "--disable-console"], check=True)
+        found = json.loads((place / "found.json").read_text())["benchmarks"][0]
+        print("guidellm:", path, found)
+
+
+def tokenizer_of(place):
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(str(Path(gguf).parent), gguf_file=Path(gguf).name).save_pretrained(place / "tokenizer")
+    return place / "tokenizer"
+
+
 with tempfile.TemporaryDirectory() as place:
     langchain_check()
-    lm_eval_check(Path(place))
+    tokenizer = tokenizer_of(Path(place))
+    guidellm_check(Path(place), tokenizer)
+    lm_eval_check(Path(place), tokenizer)
 print("done")

@@ -32,7 +32,7 @@ fn trained(base: &Arc<Base>) -> (AdapterFiles, Recorder) {
 
 fn hidden(base: &Base, hook: Arc<dyn Hook>) -> Vec<f32> {
     let tokens = [7, 250, 33, 101, 5, 64, 64, 12, 199];
-    let sequences = vec![Sequence { tokens: &tokens, hook: Some(hook), cache: None }];
+    let sequences = vec![Sequence { tokens: &tokens, branches: &[], hook: Some(hook), cache: None }];
     base.forward(&mut Batch { sequences, train: None }).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 

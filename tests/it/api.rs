@@ -19,6 +19,7 @@ mod parameters;
 mod preference;
 mod preferences;
 mod sampling;
+mod slow;
 mod text;
 pub mod tools;
 mod uploads;

@@ -144,7 +144,7 @@ fn chunks_change_no_loss_and_no_gradient() {
         let targets: Vec<Target> =
             (0..299).map(|row| Target { row, token: tokens[row + 1], weight: 0.5 + (row % 3) as f32 }).collect();
         let hook = method.hook(None).unwrap();
-        let sequences = vec![Sequence { tokens: &tokens, hook: Some(hook.clone()), cache: None }];
+        let sequences = vec![Sequence { tokens: &tokens, branches: &[], hook: Some(hook.clone()), cache: None }];
         let hidden = base.forward(&mut Batch { sequences, train: None }).unwrap();
         let ours = base.cross_entropy(&hidden, &targets, Some(hook.as_ref())).unwrap();
         let scores = base.logits(&hidden, Some(hook.as_ref())).unwrap();
@@ -242,7 +242,7 @@ fn rows_with_other_ends_do_not_mix() {
     let hooks: Vec<Option<Arc<dyn Hook>>> = vec![Some(load("saved")), None, Some(load("embed"))];
     let ids: Vec<Vec<u32>> = rows.iter().map(|row| row.ids.iter().map(|id| id % 97).collect()).collect();
     let sequences = |range: std::ops::Range<usize>| {
-        let one = |i: usize| Sequence { tokens: &ids[i], hook: hooks[i].clone(), cache: None };
+        let one = |i: usize| Sequence { tokens: &ids[i], branches: &[], hook: hooks[i].clone(), cache: None };
         range.map(one).collect::<Vec<_>>()
     };
     let hidden = |range: std::ops::Range<usize>| -> Vec<Vec<f32>> {

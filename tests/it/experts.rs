@@ -58,7 +58,7 @@ fn number(x: &Tensor) -> f64 {
 
 /// Hidden rows and the mean loss per trained token.
 fn forward(base: &Base, rows: &[Example], hook: &Arc<dyn Hook>, train: Option<u64>) -> (Tensor, Tensor) {
-    let sequence = |row| -> Sequence { Sequence { tokens: row, hook: Some(hook.clone()), cache: None } };
+    let sequence = |row| -> Sequence { Sequence { tokens: row, branches: &[], hook: Some(hook.clone()), cache: None } };
     let sequences = rows.iter().map(|row| sequence(row.ids.as_slice())).collect();
     let hidden = base.forward(&mut Batch { sequences, train }).unwrap();
     let targets = supervised::targets(rows.iter().map(|row| row.labels.as_slice()));

@@ -183,7 +183,8 @@ pub fn rows() -> Vec<Example> {
 
 /// Hidden rows of all rows, and their loss summed.
 pub fn forward(base: &Base, rows: &[Example], hook: Option<Arc<dyn Hook>>) -> (Tensor, Tensor) {
-    let sequences = rows.iter().map(|row| Sequence { tokens: &row.ids, hook: hook.clone(), cache: None }).collect();
+    let sequences =
+        rows.iter().map(|row| Sequence { tokens: &row.ids, branches: &[], hook: hook.clone(), cache: None }).collect();
     let hidden = base.forward(&mut Batch { sequences, train: None }).unwrap();
     let targets = supervised::targets(rows.iter().map(|row| row.labels.as_slice()));
     let loss = base.cross_entropy(&hidden, &targets, hook.as_deref()).unwrap().loss;

@@ -157,7 +157,7 @@ fn scores_of_pefts_files_are_pefts() {
         let expected = safetensors::load(fixture(case).join("eval_logits.safetensors"), &Device::Cpu).unwrap();
         for (i, row) in rows(case).iter().enumerate() {
             let text = row.examples().next().unwrap();
-            let sequences = vec![Sequence { tokens: &text.ids, hook: Some(hook.clone()), cache: None }];
+            let sequences = vec![Sequence { tokens: &text.ids, branches: &[], hook: Some(hook.clone()), cache: None }];
             let hidden = base.forward(&mut Batch { sequences, train: None }).unwrap();
             let scores = base.logits(&hidden, Some(hook.as_ref())).unwrap();
             let expected = &expected[&i.to_string()];

@@ -47,7 +47,7 @@ fn check(family: &'static str, adapter: &Value) {
     }
     let tokens = [7, 250, 33, 101, 5, 64, 64, 12, 199];
     let hidden = |base: &Base, hook| {
-        let sequences = vec![Sequence { tokens: &tokens, hook, cache: None }];
+        let sequences = vec![Sequence { tokens: &tokens, branches: &[], hook, cache: None }];
         base.forward(&mut Batch { sequences, train: None }).unwrap()
     };
     let found = hidden(&base, Some(methods::load(&method.export().unwrap(), &base).unwrap()));

@@ -24,7 +24,7 @@ fn ids(tensor: &Tensor) -> Vec<u32> {
 }
 
 fn logits(base: &Base, tokens: &[u32]) -> Tensor {
-    let sequences = vec![Sequence { tokens, hook: None, cache: None }];
+    let sequences = vec![Sequence { tokens, branches: &[], hook: None, cache: None }];
     let hidden = base.forward(&mut Batch { sequences, train: None }).unwrap();
     base.logits(&hidden, None).unwrap()
 }

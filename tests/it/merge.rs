@@ -49,7 +49,7 @@ fn moved(adapter: &Value, base: &Base) -> AdapterFiles {
 }
 
 pub fn scores(base: &Base, hook: Option<Arc<dyn Hook>>) -> Tensor {
-    let sequences = vec![Sequence { tokens: &TOKENS, hook: hook.clone(), cache: None }];
+    let sequences = vec![Sequence { tokens: &TOKENS, branches: &[], hook: hook.clone(), cache: None }];
     let hidden = base.forward(&mut Batch { sequences, train: None }).unwrap();
     base.logits(&hidden, hook.as_deref()).unwrap()
 }

@@ -142,7 +142,8 @@ fn each(mut check: impl FnMut(&Row, &MethodSpec, &Arc<Base>)) {
 type Carried<'a> = (&'a [u32], Option<Arc<dyn Hook>>);
 
 fn hidden(base: &Base, sequences: &[Carried]) -> Vec<Vec<f32>> {
-    let sequences = sequences.iter().map(|(tokens, hook)| Sequence { tokens, hook: hook.clone(), cache: None });
+    let sequences =
+        sequences.iter().map(|(tokens, hook)| Sequence { tokens, branches: &[], hook: hook.clone(), cache: None });
     base.forward(&mut Batch { sequences: sequences.collect(), train: None }).unwrap().to_vec2().unwrap()
 }
 
@@ -414,11 +415,17 @@ fn caches_and_neighbours_change_nothing() {
             let (mut cache, mut others, mut bare) = (base.new_cache(), base.new_cache(), base.new_cache());
             let mut rows = Vec::new();
             for piece in [&TOKENS[..4], &TOKENS[4..5], &TOKENS[5..]] {
-                let mut sequences = vec![Sequence { tokens: piece, hook: Some(hook.clone()), cache: Some(&mut cache) }];
+                let mut sequences =
+                    vec![Sequence { tokens: piece, branches: &[], hook: Some(hook.clone()), cache: Some(&mut cache) }];
                 if beside {
                     let tokens = &TOKENS[..3];
-                    sequences.push(Sequence { tokens, hook: Some(other.clone()), cache: Some(&mut others) });
-                    sequences.push(Sequence { tokens, hook: None, cache: Some(&mut bare) });
+                    sequences.push(Sequence {
+                        tokens,
+                        branches: &[],
+                        hook: Some(other.clone()),
+                        cache: Some(&mut others),
+                    });
+                    sequences.push(Sequence { tokens, branches: &[], hook: None, cache: Some(&mut bare) });
                 }
                 let hidden = base.forward(&mut Batch { sequences, train: None }).unwrap();
                 rows.extend(hidden.narrow(0, 0, piece.len()).unwrap().to_vec2::<f32>().unwrap());

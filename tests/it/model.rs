@@ -62,7 +62,7 @@ fn families() -> Vec<Tiny> {
 
 /// Hidden rows of one sequence without a cache.
 fn alone(base: &Base, tokens: &[u32], hook: Option<Arc<dyn Hook>>) -> Vec<Vec<f32>> {
-    let sequences = vec![Sequence { tokens, hook, cache: None }];
+    let sequences = vec![Sequence { tokens, branches: &[], hook, cache: None }];
     base.forward(&mut Batch { sequences, train: None }).unwrap().to_vec2().unwrap()
 }
 
@@ -70,7 +70,8 @@ fn alone(base: &Base, tokens: &[u32], hook: Option<Arc<dyn Hook>>) -> Vec<Vec<f3
 fn in_pieces(base: &Base, tokens: &[u32], pieces: &[usize], hook: Option<Arc<dyn Hook>>) -> Vec<Vec<f32>> {
     let (mut cache, mut rows, mut at) = (base.new_cache(), Vec::new(), 0);
     for n in pieces {
-        let sequences = vec![Sequence { tokens: &tokens[at..at + n], hook: hook.clone(), cache: Some(&mut cache) }];
+        let sequences =
+            vec![Sequence { tokens: &tokens[at..at + n], branches: &[], hook: hook.clone(), cache: Some(&mut cache) }];
         rows.extend(base.forward(&mut Batch { sequences, train: None }).unwrap().to_vec2::<f32>().unwrap());
         at += n;
         assert_eq!(cache.len(), at);
@@ -97,7 +98,7 @@ fn a_batch_changes_no_bit() {
     let mut caches: Vec<SequenceCache> = tokens.iter().map(|_| base.new_cache()).collect();
     let before = base.forward_count();
     let sequences = (tokens.iter().zip(&hooks).zip(&mut caches))
-        .map(|((tokens, hook), cache)| Sequence { tokens, hook: hook.clone(), cache: Some(cache) })
+        .map(|((tokens, hook), cache)| Sequence { tokens, branches: &[], hook: hook.clone(), cache: Some(cache) })
         .collect();
     let together: Vec<Vec<f32>> = base.forward(&mut Batch { sequences, train: None }).unwrap().to_vec2().unwrap();
     assert_eq!(base.forward_count() - before, 1);
@@ -248,7 +249,10 @@ fn every_hook() -> Vec<Made> {
 }
 
 fn loss(base: &Base, sequences: &[Vec<u32>], hook: &Arc<dyn Hook>) -> Tensor {
-    let rows = sequences.iter().map(|tokens| Sequence { tokens, hook: Some(hook.clone()), cache: None }).collect();
+    let rows = sequences
+        .iter()
+        .map(|tokens| Sequence { tokens, branches: &[], hook: Some(hook.clone()), cache: None })
+        .collect();
     let hidden = base.forward(&mut Batch { sequences: rows, train: None }).unwrap();
     let mut start = 0;
     let mut targets = Vec::new();
@@ -284,6 +288,74 @@ fn every_hook_acts_and_takes_a_gradient() {
     }
 }
 
+/// The hidden rows of three texts that begin alike: their start read once, or with each of them.
+fn alike(base: &Base, hook: &Arc<dyn Hook>, is_shared: bool) -> Tensor {
+    let (start, ends) = (ids(7, 1), [ids(5, 2), ids(1, 3), ids(38, 4)]);
+    let (all, branches) = ([start.clone(), ends.concat()].concat(), ends.each_ref().map(Vec::len));
+    let texts = ends.map(|end| [start.clone(), end].concat());
+    let sequence = |tokens, branches| Sequence { tokens, branches, hook: Some(hook.clone()), cache: None };
+    let other = ids(4, 5);
+    let mut sequences = vec![sequence(&other, &[])];
+    match is_shared {
+        true => sequences.push(sequence(&all, &branches)),
+        false => sequences.extend(texts.iter().map(|text| sequence(text, &[]))),
+    }
+    let hidden = base.forward(&mut Batch { sequences, train: None }).unwrap();
+    if !is_shared {
+        return hidden;
+    }
+    let mut end = 11;
+    let texts = branches.iter().flat_map(|n| {
+        end += *n as u32;
+        (4..11).chain(end - *n as u32..end).collect::<Vec<u32>>()
+    });
+    let rows: Vec<u32> = (0..4).chain(texts).collect();
+    hidden.index_select(&Tensor::new(rows, &CPU).unwrap(), 0).unwrap()
+}
+
+fn largest(x: &Tensor) -> f32 {
+    x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+}
+
+#[test]
+fn a_start_that_is_shared_is_as_one_that_is_not() {
+    let frozen: Arc<dyn Hook> = Arc::new(Frozen);
+    for tiny in families().into_iter().filter(|tiny| tiny.model_type != "phi3") {
+        let base = open(&tiny);
+        let [shared, apart] = [true, false].map(|is_shared| alike(&base, &frozen, is_shared));
+        assert!(largest(&(shared - &apart).unwrap()) < 1e-4 * largest(&apart), "{}", tiny.model_type);
+    }
+    let base = open(&Tiny::default());
+    for (name, var, hook) in every_hook() {
+        let [shared, apart] = [true, false].map(|is_shared| {
+            let hidden = alike(&base, &hook, is_shared);
+            let weights = noise(hidden.dim(0).unwrap(), 64, 1.0, 8);
+            let gradients = (hidden * weights).unwrap().sum_all().unwrap().backward().unwrap();
+            gradients.get(&var).cloned()
+        });
+        // The output layer's hook is behind the rows.
+        let (Some(shared), Some(apart)) = (shared, apart) else {
+            assert_eq!(name, "Head");
+            continue;
+        };
+        assert!(largest(&apart) > 0.0, "{name}");
+        assert!(largest(&(shared - &apart).unwrap()) < 1e-4 * largest(&apart), "{name}");
+    }
+}
+
+#[test]
+fn branches_have_their_limits() {
+    let base = open(&Tiny::default());
+    let tokens = ids(5, 1);
+    let mut cache = base.new_cache();
+    let refused = |branches, cache| {
+        let sequences = vec![Sequence { tokens: &tokens, branches, hook: None, cache }];
+        base.forward(&mut Batch { sequences, train: None }).unwrap_err().to_string()
+    };
+    assert!(refused(&[2, 3], None).contains("5 rows cannot have branches of 5"));
+    assert!(refused(&[2], Some(&mut cache)).contains("branches of 2"));
+}
+
 #[test]
 fn every_hook_serves_from_a_cache_beside_others() {
     let base = open(&Tiny::default());
@@ -295,9 +367,9 @@ fn every_hook_serves_from_a_cache_beside_others() {
         let (others, mut caches) = (ids(4, 7), [base.new_cache(), base.new_cache(), base.new_cache()]);
         let [a, b, c] = &mut caches;
         let sequences = vec![
-            Sequence { tokens: &others, hook: Some(adapter(&base, 3)), cache: Some(a) },
-            Sequence { tokens: &tokens, hook: Some(hook), cache: Some(b) },
-            Sequence { tokens: &others, hook: None, cache: Some(c) },
+            Sequence { tokens: &others, branches: &[], hook: Some(adapter(&base, 3)), cache: Some(a) },
+            Sequence { tokens: &tokens, branches: &[], hook: Some(hook), cache: Some(b) },
+            Sequence { tokens: &others, branches: &[], hook: None, cache: Some(c) },
         ];
         let mixed: Vec<Vec<f32>> = base.forward(&mut Batch { sequences, train: None }).unwrap().to_vec2().unwrap();
         for (row, (x, (y, z))) in whole.iter().zip(pieces.iter().zip(&mixed[4..])).enumerate() {
@@ -357,7 +429,7 @@ fn models_that_do_not_fit_are_refused_by_what_is_wrong() {
     assert!(rope.contains("yarn"), "{rope}");
     let base = open(&Tiny { context: 16, ..Tiny::default() });
     let tokens = ids(17, 1);
-    let sequences = vec![Sequence { tokens: &tokens, hook: None, cache: None }];
+    let sequences = vec![Sequence { tokens: &tokens, branches: &[], hook: None, cache: None }];
     let error = base.forward(&mut Batch { sequences, train: None }).unwrap_err().to_string();
     assert!(error.contains("17 of 16"), "{error}");
     let error = base.embed(&[VOCAB as u32]).unwrap_err().to_string();
@@ -376,7 +448,7 @@ fn a_lengthened_context_begins_anew() {
     assert_ne!(short[15], long[15]);
     let mut cache = base.new_cache();
     for (piece, is_refused) in [(&tokens[..16], false), (&tokens[16..17], true)] {
-        let sequences = vec![Sequence { tokens: piece, hook: None, cache: Some(&mut cache) }];
+        let sequences = vec![Sequence { tokens: piece, branches: &[], hook: None, cache: Some(&mut cache) }];
         let answer = base.forward(&mut Batch { sequences, train: None });
         assert_eq!(answer.is_err_and(|error| error.to_string().contains("began within 16 positions")), is_refused);
     }

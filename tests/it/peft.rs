@@ -110,7 +110,7 @@ fn base(family: &'static str) -> Arc<Base> {
 }
 
 fn scores(base: &Base, hook: Arc<dyn Hook>) -> Tensor {
-    let sequences = vec![Sequence { tokens: &TOKENS, hook: Some(hook.clone()), cache: None }];
+    let sequences = vec![Sequence { tokens: &TOKENS, branches: &[], hook: Some(hook.clone()), cache: None }];
     let hidden = base.forward(&mut Batch { sequences, train: None }).unwrap();
     base.logits(&hidden, Some(hook.as_ref())).unwrap()
 }

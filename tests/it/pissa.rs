@@ -72,7 +72,7 @@ fn pissa_learns_as_pefts_does() {
 }
 
 fn hidden(base: &Base, hook: Option<Arc<dyn Hook>>) -> Tensor {
-    let sequences = vec![Sequence { tokens: &[7, 250, 33, 101, 5], hook, cache: None }];
+    let sequences = vec![Sequence { tokens: &[7, 250, 33, 101, 5], branches: &[], hook, cache: None }];
     base.forward(&mut Batch { sequences, train: None }).unwrap()
 }
 

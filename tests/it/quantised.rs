@@ -81,7 +81,7 @@ fn gradients(base: &Base) -> Vec<(String, Tensor)> {
     }
     let tokens: Vec<u32> = (0..21).map(|_| random.below(VOCAB) as u32).collect();
     let hook = method.hook(None).unwrap();
-    let sequences = vec![Sequence { tokens: &tokens, hook: Some(hook.clone()), cache: None }];
+    let sequences = vec![Sequence { tokens: &tokens, branches: &[], hook: Some(hook.clone()), cache: None }];
     let hidden = base.forward(&mut Batch { sequences, train: None }).unwrap();
     let targets: Vec<Target> = (1..21).map(|i| Target { row: i - 1, token: tokens[i], weight: 0.05 }).collect();
     let loss = base.cross_entropy(&hidden, &targets, Some(hook.as_ref())).unwrap().loss;

@@ -97,7 +97,8 @@ fn gradients(base: &Base, keep: Keep, with_penalty: bool) -> (f32, BTreeMap<Stri
     // Two passes behind one loss, as objectives on pairs have them.
     for (hook, tokens) in [(a, &tokens[..2]), (b, &tokens[2..])] {
         let hook: Arc<dyn Hook> = Arc::new(hook);
-        let sequences = tokens.iter().map(|tokens| Sequence { tokens, hook: Some(hook.clone()), cache: None });
+        let sequences =
+            tokens.iter().map(|tokens| Sequence { tokens, branches: &[], hook: Some(hook.clone()), cache: None });
         let hidden = tape.forward(base, Batch { sequences: sequences.collect(), train: Some(3) }).unwrap();
         let rows = hidden.dim(0).unwrap();
         let targets: Vec<Target> =

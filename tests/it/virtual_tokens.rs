@@ -40,7 +40,7 @@ fn fresh(base: &Base, adapter: Value, seed: u64) -> Box<dyn Trainable> {
 }
 
 fn hidden(base: &Base, tokens: &[u32], hook: Option<Arc<dyn Hook>>) -> Vec<Vec<f32>> {
-    let sequences = vec![Sequence { tokens, hook, cache: None }];
+    let sequences = vec![Sequence { tokens, branches: &[], hook, cache: None }];
     base.forward(&mut Batch { sequences, train: None }).unwrap().to_vec2().unwrap()
 }
 
@@ -164,7 +164,8 @@ fn a_finished_adapter_goes_on_as_the_rows_that_it_is() {
         let (again, recorder) = finish(&base, &spec, &rows, From { start: Some(&files), resume: None });
         // It begins where the other ended: the first loss is the finished adapter's.
         let hook = methods::load(&files, &base).unwrap();
-        let sequences = rows.iter().map(|row| Sequence { tokens: &row.ids, hook: Some(hook.clone()), cache: None });
+        let sequences =
+            rows.iter().map(|row| Sequence { tokens: &row.ids, branches: &[], hook: Some(hook.clone()), cache: None });
         let hidden = base.forward(&mut Batch { sequences: sequences.collect(), train: None }).unwrap();
         let targets = attune::objectives::supervised::targets(rows.iter().map(|row| row.labels.as_slice()));
         let loss = base.cross_entropy(&hidden, &targets, None).unwrap().loss.to_scalar::<f32>().unwrap();
@@ -193,7 +194,7 @@ fn rows_that_do_not_fit_beside_virtual_tokens_are_counted() {
         assert_eq!(recorder.messages, ["1 of 3 training rows are left out: longer than 44 tokens"]);
         let hook = methods::load(&files, &base).unwrap();
         assert_eq!(hook.places(), 20);
-        let sequences = vec![Sequence { tokens: &rows[2].ids, hook: Some(hook), cache: None }];
+        let sequences = vec![Sequence { tokens: &rows[2].ids, branches: &[], hook: Some(hook), cache: None }];
         let error = base.forward(&mut Batch { sequences, train: None }).unwrap_err().to_string();
         assert!(error.contains("beyond the context: 65 of 64"), "{error}");
     }

@@ -69,7 +69,7 @@ fn largest(x: &Tensor) -> f32 {
 }
 
 fn hidden(base: &Base, rows: &[Example], hook: &Arc<dyn Hook>) -> Tensor {
-    let sequence = |row| -> Sequence { Sequence { tokens: row, hook: Some(hook.clone()), cache: None } };
+    let sequence = |row| -> Sequence { Sequence { tokens: row, branches: &[], hook: Some(hook.clone()), cache: None } };
     let sequences = rows.iter().map(|row| sequence(row.ids.as_slice())).collect();
     base.forward(&mut Batch { sequences, train: None }).unwrap()
 }

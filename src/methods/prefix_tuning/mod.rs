@@ -114,7 +114,7 @@ fn first(init: PrefixInit, start: &Start, layout: &Layout) -> Result<Vec<f32>, M
 fn sampled(start: &Start, layout: &Layout) -> Result<Vec<f32>, MethodError> {
     let ids = virtual_tokens::sample(start, layout.tokens);
     let mut cache = start.base.new_cache();
-    let sequences = vec![Sequence { tokens: &ids, hook: None, cache: Some(&mut cache) }];
+    let sequences = vec![Sequence { tokens: &ids, branches: &[], hook: None, cache: Some(&mut cache) }];
     start.base.forward(&mut Batch { sequences, train: None })?;
     let slots: Vec<Vec<f32>> = (0..layout.layers).flat_map(|layer| cache.rows(layer)).collect();
     let kv = layout.token_dim;

@@ -126,12 +126,14 @@ pub fn attention([q, k, v]: [&Tensor; 3], gate: Option<&Tensor>, shape: &Attenti
 }
 
 fn attend([q, k, v]: [&Tensor; 3], gate: Option<&Tensor>, shape: &Attention, span: &Span) -> Result<Tensor> {
-    let (m, n, d) = (span.queries.len(), span.keys.len(), shape.head_dim);
+    let (m, n, d) = (span.queries.len(), span.seen(), shape.head_dim);
     let heads_of = |x: &Tensor, rows: &Range<usize>, heads: usize| -> Result<Tensor> {
         x.narrow(0, rows.start, rows.len())?.reshape((rows.len(), heads, d))?.transpose(0, 1)?.contiguous() // (heads, rows, d)
     };
     let repeated = |x: &Tensor| -> Result<Tensor> {
-        let (x, groups) = (heads_of(x, &span.keys, shape.kv_heads)?.unsqueeze(1)?, shape.heads / shape.kv_heads);
+        let parts = [&span.start, &span.keys].into_iter().filter(|part| !part.is_empty());
+        let parts = parts.map(|part| heads_of(x, part, shape.kv_heads)).collect::<Result<Vec<_>>>()?;
+        let (x, groups) = (Tensor::cat(&parts, 1)?.unsqueeze(1)?, shape.heads / shape.kv_heads);
         x.broadcast_as((shape.kv_heads, groups, n, d))?.contiguous()?.reshape((shape.heads, n, d)) // (heads, n, d)
     };
     let (q, k, v) = (heads_of(q, &span.queries, shape.heads)?, repeated(k)?, repeated(v)?);
@@ -160,8 +162,7 @@ fn attend([q, k, v]: [&Tensor; 3], gate: Option<&Tensor>, shape: &Attention, spa
 
 /// 0 where a query sees a key, −1e30 elsewhere; `(m, n)`.
 fn mask(shape: &Attention, span: &Span) -> Vec<f32> {
-    let (m, n) = (span.queries.len(), span.keys.len());
-    let past = n - span.prefix - m;
+    let (m, n, past) = (span.queries.len(), span.seen(), span.past());
     let sees = |i: usize, j: usize| {
         let Some(text) = j.checked_sub(span.prefix) else { return true };
         text <= past + i && shape.window.is_none_or(|w| text + w > past + i)

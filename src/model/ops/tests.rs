@@ -245,24 +245,30 @@ fn shape(window: Option<usize>) -> Attention {
     Attention { heads: 6, kv_heads: 2, head_dim: 8, window, scale: 0.3 }
 }
 
-/// Uneven sequences, one longer than a block, with and without prefixes.
+/// Uneven sequences, one longer than a block, with and without prefixes; the second begins as the fourth and the fifth.
+fn branched() -> Vec<Span> {
+    let start = |queries, keys| Span { queries, start: 5..49, keys, prefix: 3 };
+    spans().into_iter().chain([start(47..58, 57..68), start(58..98, 68..108)]).collect()
+}
+
+/// The same without those that share a start.
 fn spans() -> Vec<Span> {
     vec![
-        Span { queries: 0..5, keys: 0..5, prefix: 0 },
-        Span { queries: 5..46, keys: 5..49, prefix: 3 },
-        Span { queries: 46..47, keys: 49..57, prefix: 2 },
+        Span { queries: 0..5, start: 0..0, keys: 0..5, prefix: 0 },
+        Span { queries: 5..46, start: 0..0, keys: 5..49, prefix: 3 },
+        Span { queries: 46..47, start: 0..0, keys: 49..57, prefix: 2 },
     ]
 }
 
 #[test]
 fn attention_with_prefixes_windows_and_blocks() {
     for window in [None, Some(4)] {
-        let (q, k, v) = (var((47, 48), 11), var((57, 16), 12), var((57, 16), 13));
-        let ones = Tensor::ones((47, 1), DType::F32, &CPU).unwrap();
-        let plain = composed::attention([&q, &k, &v], Some(&ones), &shape(window), &spans()).unwrap();
-        let ours = attention(&q, &k, &v, &shape(window), &Arc::new(spans())).unwrap();
+        let (q, k, v) = (var((98, 48), 11), var((108, 16), 12), var((108, 16), 13));
+        let ones = Tensor::ones((98, 1), DType::F32, &CPU).unwrap();
+        let plain = composed::attention([&q, &k, &v], Some(&ones), &shape(window), &branched()).unwrap();
+        let ours = attention(&q, &k, &v, &shape(window), &Arc::new(branched())).unwrap();
         agree(&ours, &plain, &[&q, &k, &v], 1e-5, "attention");
-        let composed = composed::attention([&q, &k, &v], None, &shape(window), &spans()).unwrap();
+        let composed = composed::attention([&q, &k, &v], None, &shape(window), &branched()).unwrap();
         agree(&composed, &plain, &[&q, &k, &v], 1e-5, "composed");
     }
 }
@@ -282,7 +288,7 @@ fn dropout_draws_its_mask_twice() {
 fn attention_averages_what_it_sees() {
     let q = Tensor::zeros((3, 48), DType::F32, &CPU).unwrap();
     let (k, v) = (var((3, 16), 14), var((3, 16), 15));
-    let spans = vec![Span { queries: 0..3, keys: 0..3, prefix: 0 }];
+    let spans = vec![Span { queries: 0..3, start: 0..0, keys: 0..3, prefix: 0 }];
     let y = attention(&q, &k, &v, &shape(Some(2)), &Arc::new(spans)).unwrap();
     let y: Vec<Vec<f32>> = y.to_vec2().unwrap();
     let v: Vec<Vec<f32>> = v.to_vec2().unwrap();

@@ -56,7 +56,7 @@ fn row(n: usize, vocab: usize) -> Example {
 fn pass(base: &Base, method: &dyn Trainable, keep: Keep, row: &Example) -> Result<(Tape, Tensor)> {
     let (mut tape, key) = (Tape::new(keep), Some(0));
     let hook = method.hook(key)?;
-    let sequences = vec![Sequence { tokens: &row.ids, hook: Some(hook.clone()), cache: None }];
+    let sequences = vec![Sequence { tokens: &row.ids, branches: &[], hook: Some(hook.clone()), cache: None }];
     let hidden = tape.forward(base, Batch { sequences, train: key })?;
     // A head of scores or labels has no words to be wrong about.
     let loss = match hook.task_head().is_some() {

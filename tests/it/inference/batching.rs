@@ -100,7 +100,7 @@ async fn a_prompt_is_scored_as_the_model_scores_it() {
     let bench = Bench::start(settings()).await;
     let base = bench.base("dense");
     let request = Request { prompt_logprobs: Some(2), ..ask(None, 30, 0) };
-    let sequences = vec![Sequence { tokens: &request.prompt, hook: None, cache: None }];
+    let sequences = vec![Sequence { tokens: &request.prompt, branches: &[], hook: None, cache: None }];
     let hidden = base.forward(&mut Batch { sequences, train: None }).unwrap();
     let scores: Vec<Vec<f32>> = base.logits(&hidden, None).unwrap().to_vec2().unwrap();
     for max_tokens_per_step in [512, 4] {

@@ -20,7 +20,7 @@ async fn a_vector_pools_the_hidden_states_of_its_tokens() {
     let base = bench.base("dense");
     let embed = |pooling| Request { task: Task::Embed(pooling), ..ask(None, 37, 0) };
     let prompt = embed(Pooling::Mean).prompt;
-    let sequences = vec![Sequence { tokens: &prompt, hook: None, cache: None }];
+    let sequences = vec![Sequence { tokens: &prompt, branches: &[], hook: None, cache: None }];
     let rows: Vec<Vec<f32>> = base.forward(&mut Batch { sequences, train: None }).unwrap().to_vec2().unwrap();
     let mean = |i: usize| rows.iter().map(|row| row[i]).sum::<f32>();
     let (sum, last) =

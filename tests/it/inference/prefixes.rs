@@ -5,12 +5,17 @@ use attune::{
     model::cache::PAGE,
 };
 use serde_json::json;
+use tokio::sync::mpsc::Receiver;
 
-use super::{Answer, Bench, ask, settings};
+use super::{Answer, Bench, ask, collect, settings};
 
 /// How many of the prompt's tokens were not read, and the answer.
 async fn asked(engine: &Handle, request: Request) -> (usize, Answer) {
-    let (mut receiver, mut reused, mut answer) = (engine.submit(request).unwrap(), 0, Answer::default());
+    heard(engine.submit(request).unwrap()).await
+}
+
+async fn heard(mut receiver: Receiver<Output>) -> (usize, Answer) {
+    let (mut reused, mut answer) = (0, Answer::default());
     while let Some(output) = receiver.recv().await {
         match output {
             Output::Reused(tokens) => reused = tokens,
@@ -64,6 +69,28 @@ async fn a_prompt_that_begins_alike_is_read_from_where_it_differs() {
                 assert_eq!((found, answer), (reused, asked(&fresh, request).await.1), "{spec:?}");
             }
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_together_and_begins_alike_is_read_once() {
+    for max_tokens_per_step in [512, 40] {
+        let bench = Bench::start(EngineSettings { max_tokens_per_step, ..settings() }).await;
+        let adapter = bench.adapter("dense", json!({"type": "lora", "r": 3, "alpha": 7}), 1).await;
+        let request = ask(Some(&adapter), 100, 20);
+        let requests = [request.clone(), varied(&request, 70), request.clone(), varied(&request, 20), request.clone()];
+        asked(&bench.engine, ask(Some(&adapter), 5, 1)).await;
+        let (latch, held) = bench.hold(&format!("{max_tokens_per_step} tokens")).await;
+        let receivers: Vec<_> = requests.iter().map(|request| bench.engine.submit(request.clone()).unwrap()).collect();
+        latch.open();
+        collect(held).await.ok();
+        let mut reused = Vec::new();
+        for (receiver, request) in receivers.into_iter().zip(requests) {
+            let (found, answer) = heard(receiver).await;
+            assert_eq!(answer, asked(&bench.engine(settings()), request).await.1);
+            reused.push(found);
+        }
+        assert_eq!(reused, [0, 64, 96, 0, 96]);
     }
 }
 

@@ -14,3 +14,10 @@ pub mod stage;
 pub mod store;
 pub mod tiny;
 pub mod training;
+
+/// Says that a test was not run for want of a program; on a CI machine that is a failure.
+pub fn not_run(program: &str) {
+    let is_ci = std::env::var_os("CI").is_some_and(|ci| !ci.is_empty() && ci != "false");
+    assert!(!is_ci, "not installed: {program}");
+    eprintln!("NOT RUN: this test needs {program}");
+}

@@ -20,14 +20,14 @@ impl Attention {
         let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
         let out = Out::new(&mut dq, self.heads * d);
         // Made here, since who measures a run's memory counts what its own thread takes and gives back.
-        let zeros = |s: usize| [(); 2].map(|()| vec![0.0; spans[s].keys.len() * d]);
+        let zeros = |s: usize| [(); 2].map(|()| vec![0.0; spans[s].seen() * d]);
         let heads = (0..spans.len()).flat_map(|s| (0..self.heads).map(move |head| (s, head)));
         let mut parts: Vec<_> = heads.map(|(s, head)| (s, head, zeros(s))).collect();
         parts.par_iter_mut().for_each(|(s, head, sums)| self.backward_head(*head, &spans[*s], [q, k, v, g], out, sums));
         for (s, head, parts) in parts {
             let column = head / (self.heads / self.kv_heads) * d;
             for (sums, part) in [&mut dk, &mut dv].into_iter().zip(parts) {
-                for (row, part) in spans[s].keys.clone().zip(part.chunks_exact(d)) {
+                for (row, part) in spans[s].rows().zip(part.chunks_exact(d)) {
                     let sums = &mut sums[row * kv + column..][..d];
                     sums.iter_mut().zip(part).for_each(|(sum, x)| *sum += x);
                 }
@@ -46,12 +46,20 @@ impl Attention {
         [dk, dv]: &mut [Vec<f32>; 2],
     ) {
         let (d, width, kv) = (self.head_dim, self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let start = span.keys.start * kv + head / (self.heads / self.kv_heads) * d;
+        let column = head / (self.heads / self.kv_heads) * d;
+        // Keys that do not stand one behind another are put there.
+        let row = |x: &[f32], row: usize| x[row * kv + column..][..d].to_vec();
+        let gathered: Option<[Vec<f32>; 2]> =
+            (!span.start.is_empty()).then(|| [k, v].map(|x| span.rows().flat_map(|at| row(x, at)).collect()));
+        let ([k, v], stride) = match &gathered {
+            Some([k, v]) => ([&k[..], &v[..]], d),
+            None => ([k, v].map(|x| &x[span.keys.start * kv + column..]), kv),
+        };
         for first in span.queries.clone().step_by(BLOCK) {
             let m = BLOCK.min(span.queries.end - first);
             let seen = self.seen(span, first - span.queries.start, m);
             let bound = seen.len();
-            let (k, v) = (Mat::strided(&k[start..], bound, d, kv), Mat::strided(&v[start..], bound, d, kv));
+            let (k, v) = (Mat::strided(k, bound, d, stride), Mat::strided(v, bound, d, stride));
             let at = first * width + head * d;
             let (q, g) = (Mat::strided(&q[at..], m, d, width), Mat::strided(&g[at..], m, d, width));
             let product = |left: Mat, right: Mat| {
@@ -78,7 +86,7 @@ impl Attention {
     /// For each key up to the last that counts: those of the queries `first..first + m` of a span which see it.
     fn seen(&self, span: &Span, first: usize, m: usize) -> Vec<Range<usize>> {
         // The text position of the first of these queries.
-        let position = span.keys.len() - span.prefix - span.queries.len() + first;
+        let position = span.past() + first;
         let text = (0..position + m).map(|key| {
             let end = self.window.map_or(m, |window| (key + window).saturating_sub(position).min(m));
             key.saturating_sub(position).min(end)..end

@@ -16,13 +16,32 @@ mod backward;
 /// Queries that one task takes at once: whole tiles of the kernels.
 const BLOCK: usize = 48;
 
-/// One sequence: its rows among the queries, and its rows among the keys and values. Of the keys, the first `prefix`
-/// are visible to every query; the others are text, and the last query row belongs to the last key row.
+/// One sequence: its rows among the queries, and its rows among the keys and values: those of a start that it shares
+/// with others, if it does, and then its own. Of both together, the first `prefix` are visible to every query; the
+/// others are text, and the last query row belongs to the last key row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
     pub queries: Range<usize>,
+    pub start: Range<usize>,
     pub keys: Range<usize>,
     pub prefix: usize,
+}
+
+impl Span {
+    /// How many keys there are.
+    pub(super) fn seen(&self) -> usize {
+        self.start.len() + self.keys.len()
+    }
+
+    /// The keys' rows, in order.
+    fn rows(&self) -> impl Iterator<Item = usize> {
+        self.start.clone().chain(self.keys.clone())
+    }
+
+    /// How many keys of the text stand before the first query's own.
+    pub(super) fn past(&self) -> usize {
+        self.seen() - self.prefix - self.queries.len()
+    }
 }
 
 /// Some keys and values of a sequence, all heads in a row.
@@ -33,17 +52,20 @@ pub struct Block<'a> {
     pub rows: usize,
 }
 
-/// A span's keys and values, which stand one behind another, as caches have them: the prefix, then pages. Sums are made
-/// block by block, so that they are the same with a cache and without.
+/// A span's keys and values as caches have them: the prefix, then pages. Sums are made block by block, so that they are
+/// the same with a cache and without. The pages of a shared start end with it.
 fn blocks<'a>(k: &'a [f32], v: &'a [f32], width: usize, span: &Span) -> Vec<Block<'a>> {
-    let text = span.keys.start + span.prefix..span.keys.end;
-    let pages = text.clone().step_by(PAGE).map(|at| at..(at + PAGE).min(text.end));
-    let all = std::iter::once(span.keys.start..text.start).chain(pages).filter(|rows| !rows.is_empty());
+    let (mut rows, mut prefix) = (Vec::new(), span.prefix);
+    for part in [&span.start, &span.keys].into_iter().filter(|part| !part.is_empty()) {
+        let text = part.start + std::mem::take(&mut prefix);
+        rows.extend(Some(part.start..text).filter(|prefix| !prefix.is_empty()));
+        rows.extend((text..part.end).step_by(PAGE).map(|at| at..(at + PAGE).min(part.end)));
+    }
     let block = |rows: Range<usize>| {
         let place = rows.start * width..rows.end * width;
         Block { k: &k[place.clone()], v: &v[place], rows: rows.len() }
     };
-    all.map(block).collect()
+    rows.into_iter().map(block).collect()
 }
 
 /// What queries of one head see.
@@ -85,7 +107,7 @@ impl Attention {
     /// Probabilities of the queries `rows` of a span for the first `bound` keys: `(rows, bound)`.
     fn probabilities(&self, q: Mat, seen: Seen, rows: Range<usize>) -> Vec<f32> {
         let span = seen.span;
-        let past = span.keys.len() - span.prefix - span.queries.len();
+        let past = span.past();
         let bound = span.prefix + past + rows.end;
         let mut scores = vec![0.0; rows.len() * bound];
         let out = Out::new(&mut scores, bound);
