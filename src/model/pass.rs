@@ -83,8 +83,7 @@ impl Pass {
         if batch.sequences.is_empty() || ![0, batch.sequences.len()].contains(&cached) {
             candle_core::bail!("a batch needs sequences, and a cache for all or none of them");
         }
-        let (mut groups, mut rows, mut virtual_rows) = (Vec::<Group>::new(), Vec::new(), Vec::new());
-        let mut branches = Vec::with_capacity(batch.sequences.len());
+        let (mut groups, mut rows, mut virtual_rows, mut branches) = (Vec::<Group>::new(), vec![], vec![], vec![]);
         let (mut positions, mut start) = (Vec::new(), 0);
         for (i, sequence) in batch.sequences.iter().enumerate() {
             let hook = sequence.hook.as_deref();
@@ -373,8 +372,7 @@ impl Pass {
         for (group, prefix) in self.groups.iter().zip(prefixes) {
             let gate = self.gate(layer, group, h)?;
             let (mut ks, mut vs, mut spans, mut end) = (Vec::new(), Vec::new(), Vec::new(), 0);
-            for i in group.sequences.clone() {
-                let rows = &self.rows[i];
+            for (i, rows) in group.sequences.clone().map(|i| (i, &self.rows[i])) {
                 let p = prefix.as_ref().map_or(Ok(0), |(k, _)| k.dim(0))?;
                 if let Some((k, v)) = prefix {
                     ks.push(k.to_device(q.device())?);

@@ -19,7 +19,8 @@ impl<'a> Laid<'a> {
     /// Texts with the same start before their first trained token share it: the two sides of a pair, the completions of
     /// a prompt. Each reads its own where one row's numbers are not a function of those before it.
     pub fn of(base: &Base, hook: Option<&Arc<dyn Hook>>, texts: &'a [&'a Example]) -> Self {
-        let is_plain = |hook: &Arc<dyn Hook>| hook.first_pass().is_none() && hook.taken().is_none();
+        let is_plain =
+            |hook: &Arc<dyn Hook>| hook.first_pass().is_none() && hook.taken().is_none() && !hook.sees_ahead();
         Self::new(texts, base.info.short_context.is_none() && hook.is_none_or(is_plain))
     }
 

@@ -51,7 +51,8 @@ fn files(base: &Base, mode: &str, head: Option<&TaskHead>) -> AdapterFiles {
 
 /// What the head says at every token, of all texts in one batch.
 fn scores(base: &Base, hook: &Arc<dyn Hook>, texts: &[&[u32]]) -> Tensor {
-    let sequences = texts.iter().map(|tokens| Sequence { tokens, hook: Some(hook.clone()), cache: None }).collect();
+    let sequences =
+        texts.iter().map(|tokens| Sequence { tokens, branches: &[], hook: Some(hook.clone()), cache: None }).collect();
     let hidden = base.forward(&mut Batch { sequences, train: None }).unwrap();
     base.logits(&hidden, Some(hook.as_ref())).unwrap()
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use attune::{
     domain::{Control, DoraSpec, MethodSpec, MoeLoraSpec, Site, TaskHead, TrainSpec, WordToken},
     methods::{self, AdapterFiles, MethodError, Trainable},
-    model::{Base, Batch, Held, Hook, Sequence},
+    model::{Base, Batch, Held, Hook},
     trainer::Outcome,
 };
 use candle_core::{Device, Tensor, quantized::GgmlDType, safetensors};
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::support::{
     quantised,
     tiny::{Random, Tiny},
-    training::{From, Recorder, create, finish, method, rows, run, spec},
+    training::{From, Recorder, are_near, create, finish, method, rows, run, sequence, spec},
 };
 
 /// A method, and what it cannot promise.
@@ -142,8 +142,7 @@ fn each(mut check: impl FnMut(&Row, &MethodSpec, &Arc<Base>)) {
 type Carried<'a> = (&'a [u32], Option<Arc<dyn Hook>>);
 
 fn hidden(base: &Base, sequences: &[Carried]) -> Vec<Vec<f32>> {
-    let sequences =
-        sequences.iter().map(|(tokens, hook)| Sequence { tokens, branches: &[], hook: hook.clone(), cache: None });
+    let sequences = sequences.iter().map(|(tokens, hook)| sequence(tokens, hook.as_ref(), None));
     base.forward(&mut Batch { sequences: sequences.collect(), train: None }).unwrap().to_vec2().unwrap()
 }
 
@@ -224,9 +223,10 @@ fn a_stored_adapter_is_the_same_to_the_bit() {
     each(|_, spec, base| {
         let method = shaken(spec, base, 5);
         let files = method.export().unwrap();
-        let loaded = methods::load(&files, base).unwrap();
-        let (stored, live) = (with(base, loaded), with(base, method.hook(None).unwrap()));
-        assert!(stored == live, "{} over {} is not the same once it is stored", spec.type_name(), base.info.id);
+        let (stored, live) = (with(base, methods::load(&files, base).unwrap()), with(base, method.hook(None).unwrap()));
+        // Served experts and gates are summed in an order of their own.
+        let limit = if matches!(spec, MethodSpec::MoeLora(_) | MethodSpec::Unipelt(_)) { 1e-5 } else { 0.0 };
+        assert!(are_near(&stored, &live, limit), "{} over {} is another once stored", spec.type_name(), base.info.id);
         let resumed = methods::resume(&files, base).unwrap();
         let (again, there) = (resumed.export().unwrap(), methods::spec_of(&files).unwrap());
         assert_eq!(again.weights, files.weights);
@@ -415,17 +415,10 @@ fn caches_and_neighbours_change_nothing() {
             let (mut cache, mut others, mut bare) = (base.new_cache(), base.new_cache(), base.new_cache());
             let mut rows = Vec::new();
             for piece in [&TOKENS[..4], &TOKENS[4..5], &TOKENS[5..]] {
-                let mut sequences =
-                    vec![Sequence { tokens: piece, branches: &[], hook: Some(hook.clone()), cache: Some(&mut cache) }];
+                let mut sequences = vec![sequence(piece, Some(&hook), Some(&mut cache))];
                 if beside {
-                    let tokens = &TOKENS[..3];
-                    sequences.push(Sequence {
-                        tokens,
-                        branches: &[],
-                        hook: Some(other.clone()),
-                        cache: Some(&mut others),
-                    });
-                    sequences.push(Sequence { tokens, branches: &[], hook: None, cache: Some(&mut bare) });
+                    sequences.push(sequence(&TOKENS[..3], Some(&other), Some(&mut others)));
+                    sequences.push(sequence(&TOKENS[..3], None, Some(&mut bare)));
                 }
                 let hidden = base.forward(&mut Batch { sequences, train: None }).unwrap();
                 rows.extend(hidden.narrow(0, 0, piece.len()).unwrap().to_vec2::<f32>().unwrap());

@@ -3,9 +3,9 @@
 
 use half::bf16;
 
-use super::{Isa, Mat, OutMat, elementwise::by_isa};
 #[cfg(target_arch = "x86_64")]
-use super::{amx, avx512};
+use super::amx;
+use super::{Isa, Mat, OutMat, elementwise::by_isa};
 
 /// Two neighbouring numbers along the dimension that a product sums over.
 pub type Pair = [bf16; 2];

@@ -28,7 +28,7 @@ async fn gates_of_a_whole_text_are_those_of_one_pass() {
     let files = method.export().unwrap();
     let (adapter, hook) = (bench.publish("dense", &files).await, methods::load(&files, base).unwrap());
     let classify = |n: usize| Request {
-        task: Task::Classify { rows: RowKind::Labelled, spans: vec![0..n] },
+        task: Task::Classify { rows: RowKind::Labelled, spans: std::iter::once(0..n).collect() },
         logprobs: None,
         ..ask(Some(&adapter), n, 0)
     };
@@ -36,7 +36,8 @@ async fn gates_of_a_whole_text_are_those_of_one_pass() {
     // Twice the same text: what was read of the first is no use to the second.
     for n in [90, 5, 90, 33] {
         let request = classify(n);
-        let sequences = vec![Sequence { tokens: &request.prompt, hook: Some(hook.clone()), cache: None }];
+        let sequences =
+            vec![Sequence { tokens: &request.prompt, branches: &[], hook: Some(hook.clone()), cache: None }];
         let hidden = base.forward(&mut Batch { sequences, train: None }).unwrap();
         let last = hidden.narrow(0, n - 1, 1).unwrap();
         let expected: Vec<f32> =

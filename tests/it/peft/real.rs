@@ -64,7 +64,6 @@ fn ours() -> Vec<(&'static str, Value)> {
             "xlora",
             json!({"type": "xlora", "adapters": ["a", "b"], "global_scaling_weight": 0.1, "softmax_temperature": 0.7}),
         ),
-        (HEAD, json!({"type": "lora", "r": 3, "alpha": 7, "target_modules": ["q_proj", "down_proj"]})),
     ]
 }
 
@@ -118,7 +117,8 @@ fn export(base: &Base, name: &str, adapter: &Value) -> AdapterFiles {
 
 /// Normed hidden rows of all texts, one behind another, in one batch.
 fn hidden(base: &Base, texts: &[Vec<u32>], hook: &Arc<dyn Hook>) -> Tensor {
-    let sequences = texts.iter().map(|tokens| Sequence { tokens, hook: Some(hook.clone()), cache: None }).collect();
+    let sequences =
+        texts.iter().map(|tokens| Sequence { tokens, branches: &[], hook: Some(hook.clone()), cache: None }).collect();
     base.forward(&mut Batch { sequences, train: None }).unwrap()
 }
 

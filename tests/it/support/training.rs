@@ -9,7 +9,7 @@ use attune::{
         spec::XloraExpert,
     },
     methods::{self, AdapterFiles, MethodError, Start, Trainable, xlora},
-    model::{Base, Turns},
+    model::{Base, Hook, Sequence, SequenceCache, Turns},
     trainer::{Outcome, Run, TrainError, World, train},
 };
 use candle_core::{Device, Tensor};
@@ -188,4 +188,18 @@ pub fn finish<R: Into<Row> + Clone>(
         Outcome::Finished { adapter, .. } => (adapter, recorder),
         other => panic!("the run ended as {other:?}"),
     }
+}
+
+pub fn sequence<'a>(
+    tokens: &'a [u32],
+    hook: Option<&Arc<dyn Hook>>,
+    cache: Option<&'a mut SequenceCache>,
+) -> Sequence<'a> {
+    Sequence { tokens, branches: &[], hook: hook.cloned(), cache }
+}
+
+/// Whether rows differ by at most so much, relative to numbers above 1.
+pub fn are_near(rows: &[Vec<f32>], others: &[Vec<f32>], limit: f32) -> bool {
+    let pairs = rows.iter().flatten().zip(others.iter().flatten());
+    rows.len() == others.len() && pairs.into_iter().all(|(a, b)| (a - b).abs() <= limit * a.abs().max(1.0))
 }
