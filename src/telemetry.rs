@@ -2,9 +2,9 @@
 
 use tracing_subscriber::EnvFilter;
 
-/// `filter` as in RUST_LOG.
+/// What RUST_LOG says, or this.
 pub fn start(filter: &str) {
-    let filter = EnvFilter::builder().parse_lossy(filter);
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::builder().parse_lossy(filter));
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second start, in a test, keeps the first.
     _ = subscriber.try_init();

@@ -11,19 +11,16 @@ SmolLM2-135M comes from PyPI. Nothing else should run on the machine meanwhile.
 
 import argparse
 import json
-import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import setup  # noqa: E402
 from server import Server  # noqa: E402
-from train_vs_peft import run as peft  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ["torch", "transformers", "peft", "trl", "datasets", "gguf", "sentencepiece"]
 WORDS = ("time year people way day man thing woman life child world school state family student group country problem "
          "hand part place case week company system program question work number night point home water room mother area "
@@ -34,11 +31,10 @@ RATE = 1e-6
 
 def main():
     args = arguments()
-    peft.PACKAGES[:] = PACKAGES
-    python, model = args.python or peft.environment(), args.model or peft.download()
-    binary = args.binary or build()
-    print(f"{Path(model).name}, {peft.cpu()}, {args.threads} threads, medians of {args.rounds} rounds of {args.steps} "
-          f"steps; {versions(python)}")
+    python, model = args.python or setup.environment("venv", PACKAGES), args.model or setup.model()
+    binary = args.binary or setup.attune()
+    print(f"{Path(model).name}, {setup.machine()}; {args.threads} threads; attune {setup.commit()}, "
+          f"{setup.versions(python, PACKAGES)}; medians of {args.rounds} rounds of {args.steps} steps")
     for objective in args.objectives:
         settings = {"dpo": dpo, "grpo": grpo}[objective](args)
         candidates = {f"attune {precision}": lambda precision=precision: ours(args, binary, model, settings, precision)
@@ -105,7 +101,7 @@ def theirs(args, python, model, settings, dtype):
         file.write(json.dumps(settings))
         file.flush()
         script = str(Path(__file__).parent / "trl_step.py")
-        return peft.measure([python, script, model, file.name, "--dtype", dtype, "--threads", str(args.threads)],
+        return setup.measured([python, script, model, file.name, "--dtype", dtype, "--threads", str(args.threads)],
                             args.threads)
 
 
@@ -121,18 +117,6 @@ def report(objective, found):
         times = [one["step_seconds"] for one in found[name]]
         print(f"| {name} | {line['step_seconds']:.2f} | {min(times):.2f} to {max(times):.2f} | {line[same]:.2f} "
               f"| {best / line['step_seconds']:.2f} |", flush=True)
-
-
-def build():
-    subprocess.run(["cargo", "build", "--release", "--bin", "attune"], cwd=ROOT, check=True)
-    return ROOT / "target/release/attune"
-
-
-def versions(python):
-    code = "import torch, transformers, peft, trl; print('torch', torch.__version__ + ', transformers', " \
-           "transformers.__version__ + ', peft', peft.__version__ + ', trl', trl.__version__)"
-    return subprocess.run([python, "-c", code], check=True, stdout=subprocess.PIPE, text=True,
-                          env={**os.environ, "HF_HUB_OFFLINE": "1"}).stdout.strip()
 
 
 def arguments():
@@ -153,5 +137,4 @@ def arguments():
     return parser.parse_args()
 
 
-if __name__ == "__main__":
-    main()
+main()

@@ -20,10 +20,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import setup  # noqa: E402
 from server import Server  # noqa: E402
-from train_vs_peft import run as peft  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
 JUDGE = "vaderSentiment==3.3.2"
 WHO = ["My neighbour", "The teacher", "A young doctor", "The old captain", "Our guide", "The cook", "A stranger",
        "The woman from the bakery"]
@@ -35,8 +34,8 @@ ALSO = ["said the weather", "told us that the book", "wrote that the room", "tho
 
 def main():
     args = arguments()
-    model, score = args.model or peft.download(), judge()
-    binary = args.binary or build()
+    model, score = args.model or setup.model(), judge()
+    binary = args.binary or setup.attune()
     judging = ThreadingHTTPServer(("127.0.0.1", 0), handler(score))
     threading.Thread(target=judging.serve_forever, daemon=True).start()
     address = f"127.0.0.1:{judging.server_port}"
@@ -69,7 +68,7 @@ def question(opening):
 
 def judge():
     """The compound score of a text."""
-    folder = peft.PEERS / "vader"
+    folder = setup.PEERS / "vader"
     if not (folder / "vaderSentiment").exists():
         subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--target", folder, JUDGE], check=True)
     sys.path.insert(0, str(folder))
@@ -105,7 +104,7 @@ def complete(server, model, openings, args):
 
 def report(args, metrics, seconds, score, texts):
     print(f"{args.steps} updates of {args.prompts} completions of at most {args.new_tokens} tokens, {seconds:.0f} s; "
-          f"{peft.cpu()}, {args.threads} threads")
+          f"{setup.machine()}, {args.threads} threads")
     print("\n| updates | sentiment | KL, nats a completion | its weight |\n|---|---|---|---|")
     size = max(1, len(metrics) // 6)
     for at in range(0, len(metrics), size):
@@ -120,11 +119,6 @@ def report(args, metrics, seconds, score, texts):
         error = statistics.stdev(scores) / len(scores) ** 0.5
         print(f"Held-out openings, {name}: {statistics.mean(scores):.3f} ± {error:.3f}, {len(set(group))} different of "
               f"{len(group)}, such as {group[0]!r}")
-
-
-def build():
-    subprocess.run(["cargo", "build", "--release", "--bin", "attune"], cwd=ROOT, check=True)
-    return ROOT / "target/release/attune"
 
 
 def arguments():

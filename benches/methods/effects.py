@@ -6,7 +6,7 @@ Results are of a held-out part, by variant and seed. Where the measure is not a 
 of run.py.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import mean
 from typing import Callable
 

@@ -5,8 +5,8 @@ import os
 import statistics
 import subprocess
 import time
-from pathlib import Path
 
+import setup
 from effects import EFFECTS
 
 
@@ -62,9 +62,7 @@ def version(binary):
 
 
 def machine():
-    cpu = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")), "unknown CPU")
-    return f"{cpu}, {os.environ.get('RAYON_NUM_THREADS') or os.cpu_count()} threads"
+    return f"{setup.machine()}; {os.environ.get('RAYON_NUM_THREADS') or os.cpu_count()} threads"
 
 
 def picture(effects):

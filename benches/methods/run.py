@@ -15,7 +15,6 @@ import hashlib
 import io
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -24,12 +23,13 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import model  # noqa: E402
 import report  # noqa: E402
+import setup  # noqa: E402
 import tasks  # noqa: E402
 from effects import EFFECTS  # noqa: E402
 from lab import Lab  # noqa: E402
 from server import Failed  # noqa: E402
+from setup import ROOT  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "target/methods"
 # How the base learns: the method with most to train that every version has.
 FIRST = {
@@ -252,8 +252,7 @@ def arguments():
     args = parser.parse_args()
     args.steps = lambda steps: min(steps, 4) if args.small else steps
     if not args.binary:
-        subprocess.run(["cargo", "build", "--release", "--bin", "attune"], cwd=ROOT, check=True)
-        args.binary = str(ROOT / "target/release/attune")
+        args.binary = setup.attune()
     return args
 
 

@@ -14,12 +14,14 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from train_vs_peft import run as peft  # noqa: E402
+import setup  # noqa: E402
+
+PACKAGES = ["torch", "numpy"]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python", help="a Python that has torch, transformers and peft")
+    parser.add_argument("--python", help="a Python that has torch")
     parser.add_argument("--model", help="a GGUF file of SmolLM2-135M")
     parser.add_argument("--binary", help="products/main.rs, built")
     parser.add_argument("--rows", default="512")
@@ -27,10 +29,10 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    python, model = args.python or peft.environment(), args.model or peft.download()
-    binary = args.binary or peft.build("products")
-    print(f"{peft.cpu()}, {args.threads} threads, {args.rows} rows, medians of {args.rounds} rounds; "
-          f"{peft.versions(python)}\n")
+    python, model = args.python or setup.environment("venv", PACKAGES), args.model or setup.model()
+    binary = args.binary or setup.bench("products")
+    print(f"{setup.machine()}; {args.threads} threads, {args.rows} rows; attune {setup.commit()}, "
+          f"{setup.versions(python, PACKAGES)}; medians of {args.rounds} rounds\n")
     options = ["--rows", args.rows, "--ranks", args.ranks, "--threads", str(args.threads)]
     peer = [python, str(Path(__file__).with_name("peer.py")), *options]
     sides = {"ours auto": [binary, model, *options], "ours f32": [binary, model, *options, "--precision", "f32"],
@@ -38,7 +40,7 @@ def main():
     found = {side: [] for side in sides}
     for _ in range(args.rounds):
         for side, command in sides.items():
-            found[side].append(peft.measure(command, args.threads))
+            found[side].append(setup.measured(command, args.threads))
     medians = {side: {name: statistics.median(line[name] for line in lines) for name in lines[0]}
                for side, lines in found.items()}
     print("| product | " + " | ".join(f"{side}, ms" for side in sides) + " | speed to the best of torch |")
@@ -49,5 +51,4 @@ def main():
         print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in line.values()) + f" | {best:.2f} |")
 
 
-if __name__ == "__main__":
-    main()
+main()

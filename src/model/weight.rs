@@ -2,6 +2,7 @@
 
 use std::{
     cell::RefCell,
+    ops::Range,
     sync::{Arc, OnceLock},
 };
 
@@ -238,14 +239,6 @@ impl Weight {
     /// `y = x Wᵀ (+ b)`: `x` is `(m, in)`, `y` is `(m, out)`, overwritten.
     pub fn forward(&self, x: Mat, y: &mut [f32]) {
         assert!(x.cols == self.cols && y.len() == x.rows * self.rows, "shapes differ");
-        in_parts(x.rows, |part| {
-            let (at, count) = (part.start, part.len());
-            let x = Mat::strided(&x.data[at * x.stride..], count, x.cols, x.stride);
-            self.forward_part(x, &mut y[at * self.rows..][..count * self.rows]);
-        });
-    }
-
-    fn forward_part(&self, x: Mat, y: &mut [f32]) {
         match int8::block_len(self.storage).filter(|_| self.compute == Compute::Int8) {
             Some(block) => self.forward_int8(x, block, y),
             None => self.forward_tiles(x, y),
@@ -274,6 +267,9 @@ impl Weight {
                         nested.largest(row * per_row + place, bytes[place * size])
                     });
                 }
+                // What this thread unpacks next comes from memory meanwhile.
+                let next = (row + count).min(self.rows);
+                kernels::prefetch(self.row_bytes(next, Panel::ROWS.min(self.rows - next)));
                 // SAFETY: tasks write different columns, and `y` is borrowed until all have ended.
                 let mut part = unsafe { out.part(row, x.rows(), count) };
                 int8::nt(&x, panel, &mut part);
@@ -290,7 +286,7 @@ impl Weight {
         let full = if narrowed.is_some() { kernels::bf16::full_rows() } else { 4 };
         let tile = (TILE / self.cols).clamp(full, 96) / full * full;
         let out = Out::new(y, self.rows);
-        (0..self.rows.div_ceil(tile)).into_par_iter().for_each(|t| {
+        let one = |t: usize| {
             let row = t * tile;
             let count = tile.min(self.rows - row);
             SCRATCH.with_borrow_mut(|scratch| {
@@ -308,20 +304,13 @@ impl Weight {
                     }
                 }
             });
-        });
+        };
+        in_parts(self.rows.div_ceil(tile), x.rows * self.cols * tile, |tiles| tiles.into_par_iter().for_each(one));
     }
 
     /// `dx = g W`, or `dx += g W`: `g` is `(m, out)`, `dx` is `(m, in)`.
     pub fn backward(&self, g: Mat, dx: &mut [f32], accumulate: bool) {
         assert!(g.cols == self.rows && dx.len() == g.rows * self.cols, "shapes differ");
-        in_parts(g.rows, |part| {
-            let (at, count) = (part.start, part.len());
-            let g = Mat::strided(&g.data[at * g.stride..], count, g.cols, g.stride);
-            self.backward_part(g, &mut dx[at * self.cols..][..count * self.cols], accumulate);
-        });
-    }
-
-    fn backward_part(&self, g: Mat, dx: &mut [f32], accumulate: bool) {
         let half = self.rows.div_ceil(2);
         let narrowed = match self.compute {
             Compute::F32 | Compute::Int8 => None,
@@ -332,11 +321,11 @@ impl Weight {
         // Whole steps of every kernel.
         let depth = TILE / width / 32 * 32;
         let out = Out::new(dx, self.cols);
-        (0..self.cols.div_ceil(width)).into_par_iter().for_each(|t| {
+        let one = |t: usize, steps: Range<usize>| {
             let col = t * width;
             let width = width.min(self.cols - col);
             SCRATCH.with_borrow_mut(|scratch| {
-                for row in (0..self.rows).step_by(depth) {
+                for row in steps.map(|step| step * depth) {
                     let count = depth.min(self.rows - row);
                     let w = first(&mut scratch.wide, count.next_multiple_of(2) * width);
                     self.dequantize_part(row, count, col, width, w);
@@ -361,6 +350,9 @@ impl Weight {
                     }
                 }
             });
+        };
+        in_parts(self.rows.div_ceil(depth), g.rows * depth * self.cols, |steps| {
+            (0..self.cols.div_ceil(width)).into_par_iter().for_each(|t| one(t, steps.clone()));
         });
     }
 }

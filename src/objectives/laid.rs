@@ -17,11 +17,16 @@ pub struct Laid<'a> {
 
 impl<'a> Laid<'a> {
     /// Texts with the same start before their first trained token share it: the two sides of a pair, the completions of
-    /// a prompt. Each reads its own where one row's numbers are not a function of those before it.
+    /// a prompt. Each reads its own where that is not [`is_shared`](Self::is_shared).
     pub fn of(base: &Base, hook: Option<&Arc<dyn Hook>>, texts: &'a [&'a Example]) -> Self {
+        Self::new(texts, Self::is_shared(base, hook))
+    }
+
+    /// Whether one row's numbers are a function of those before it alone, so that texts can have a start in common.
+    pub fn is_shared(base: &Base, hook: Option<&Arc<dyn Hook>>) -> bool {
         let is_plain =
             |hook: &Arc<dyn Hook>| hook.first_pass().is_none() && hook.taken().is_none() && !hook.sees_ahead();
-        Self::new(texts, base.info.short_context.is_none() && hook.is_none_or(is_plain))
+        base.info.short_context.is_none() && hook.is_none_or(is_plain)
     }
 
     fn new(texts: &'a [&'a Example], can_share: bool) -> Self {
@@ -60,6 +65,11 @@ impl<'a> Laid<'a> {
             sequences.push((tokens, branches));
         }
         Self { texts, targets: targets.concat(), sequences }
+    }
+
+    /// Tokens of each sequence.
+    pub fn lengths(&self) -> impl Iterator<Item = usize> {
+        self.sequences.iter().map(|(tokens, _)| tokens.len())
     }
 
     pub fn batch<'b>(&'b self, hook: Option<&Arc<dyn Hook>>) -> Batch<'b> {

@@ -9,7 +9,7 @@ pub mod grade;
 pub mod grpo;
 pub mod ipo;
 pub mod kto;
-mod laid;
+pub mod laid;
 pub mod online;
 pub mod orpo;
 pub mod ppo;

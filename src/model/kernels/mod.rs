@@ -221,6 +221,20 @@ fn nn_with<T: Wide>(isa: Isa, a: Mat, b: Mat<T>, out: &mut OutMat, accumulate: b
     }
 }
 
+/// Has what is read soon brought nearer by the memory; nothing else changes.
+#[inline]
+pub fn prefetch(soon: &[u8]) {
+    for line in soon.chunks(64) {
+        // SAFETY: every x86-64 has the instruction; it is a hint, and its address lies in the slice.
+        #[cfg(target_arch = "x86_64")]
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = line;
+    }
+}
+
 /// `(rows, cols)` to `(cols, rows)`.
 pub fn transpose(x: Mat) -> Vec<f32> {
     let mut out = vec![0.0; x.rows * x.cols];

@@ -3,13 +3,16 @@
 mod memory;
 mod probe;
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::{Run, TrainError, on_a_large_stack, order, plan::Plan, rows::Rows, steps};
 use crate::{
     data::Row,
     domain::{Control, MemoryEstimate, Metrics, Observer, RunEstimate, Saving, Snapshot, Training, spec::Optimizer},
-    objectives,
+    model::{Base, Hook},
+    objectives::{self, laid::Laid},
 };
 use memory::memory;
 use probe::Probe;
@@ -40,12 +43,12 @@ fn measure(run: &Run) -> Result<RunEstimate, TrainError> {
     let base = run.base.computing(steps::compute(run));
     let probe = Probe::measure(&base, method.as_ref())?;
     let sizes: Vec<usize> = method.variables().iter().map(|(_, variable)| variable.elem_count()).collect();
-    let drawn = Drawn::of(run);
+    let (drawn, hook) = (Drawn::of(run), method.hook(None)?);
     let of = |training: &Training| {
         let limit = training.max_seq_len as usize;
         let fitting = |rows: &[&Row]| -> Vec<Vec<usize>> {
-            let lengths = rows.iter().map(|row| drawn.lengths(row));
-            lengths.filter(|lengths| lengths.iter().all(|length| *length <= limit)).collect()
+            let fits = |row: &&&Row| drawn.lengths(row).iter().all(|length| *length <= limit);
+            rows.iter().filter(fits).map(|row| drawn.laid(row, &base, &hook)).collect()
         };
         memory(training, run.spec.seed, &base.info, &probe, &sizes, [&fitting(&rows.train), &fitting(&rows.valid)])
     };
@@ -94,6 +97,15 @@ impl Drawn {
         match self.texts {
             Some((n, most)) => vec![row.longest() + most; n],
             None => row.examples().map(|text| text.ids.len()).collect(),
+        }
+    }
+
+    /// Of the sequences that a pass reads them as: what they begin with is there once, where the method allows that.
+    fn laid(&self, row: &Row, base: &Base, hook: &Arc<dyn Hook>) -> Vec<usize> {
+        match self.texts {
+            Some((n, most)) if Laid::is_shared(base, Some(hook)) => vec![row.longest() + n * most],
+            Some(_) => self.lengths(row),
+            None => Laid::of(base, Some(hook), &row.examples().collect::<Vec<_>>()).lengths().collect(),
         }
     }
 

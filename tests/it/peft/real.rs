@@ -4,7 +4,8 @@
 use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
 
 use attune::{
-    methods::{self, AdapterFiles, Named, file::tensor_bytes},
+    domain::TaskHead,
+    methods::{self, AdapterFiles, Named, file::tensor_bytes, score},
     model::{Base, Batch, Hook, Sequence},
     text::Text,
 };
@@ -23,6 +24,7 @@ const TEXTS: [&str; 3] = [
 /// Between our scores and PEFT's, which are between -20 and 30.
 const LIMIT: f32 = 1e-3;
 const FOLDED: &str = "adalora_folded";
+const HEAD: &str = "head";
 
 /// Our adapters by name: one for each of PEFT's types, and what one can have.
 fn ours() -> Vec<(&'static str, Value)> {
@@ -62,6 +64,7 @@ fn ours() -> Vec<(&'static str, Value)> {
             "xlora",
             json!({"type": "xlora", "adapters": ["a", "b"], "global_scaling_weight": 0.1, "softmax_temperature": 0.7}),
         ),
+        (HEAD, json!({"type": "lora", "r": 3, "alpha": 7, "target_modules": ["q_proj", "v_proj"]})),
     ]
 }
 
@@ -103,7 +106,12 @@ fn base() -> Arc<Base> {
 }
 
 fn export(base: &Base, name: &str, adapter: &Value) -> AdapterFiles {
-    let method = filled(base, name.replace(FOLDED, PRUNED).as_str(), adapter, |first, normal| first + 0.05 * normal);
+    let mut method =
+        filled(base, name.replace(FOLDED, PRUNED).as_str(), adapter, |first, normal| first + 0.05 * normal);
+    if name == HEAD {
+        let labels = ["bad", "good", "so so"].map(str::to_owned).to_vec();
+        method = score::fresh(method, TaskHead::Sequence { labels }, base, 3).unwrap();
+    }
     let files = method.export().unwrap();
     if name == FOLDED { methods::as_lora(&files, &base.info).unwrap() } else { files }
 }
@@ -170,8 +178,17 @@ fn adapters_for_peft() {
     for (name, adapter) in ours() {
         let files = export(&base, name, &adapter);
         let hook = methods::load(&files, &base).unwrap();
-        let scores = base.logits(&hidden(&base, &texts, &hook), Some(hook.as_ref())).unwrap();
-        let scores = ("scores".to_owned(), scores.dims().to_vec(), numbers(&scores));
+        let scores = match name {
+            HEAD => {
+                let last = last_scores(&base, &texts, &files);
+                let width = last[0].len();
+                ("scores".to_owned(), vec![last.len(), width], last.concat())
+            }
+            _ => {
+                let scores = base.logits(&hidden(&base, &texts, &hook), Some(hook.as_ref())).unwrap();
+                ("scores".to_owned(), scores.dims().to_vec(), numbers(&scores))
+            }
+        };
         let folder = root.join(name);
         for (path, bytes) in methods::directory(files).unwrap() {
             let path = folder.join(path);

@@ -69,67 +69,85 @@ pub unsafe fn unpack(panel: &mut Panel, storage: Storage, source: &Source) {
 /// The machine has AVX2 and FMA; the shapes match.
 #[target_feature(enable = "avx2,fma")]
 pub unsafe fn nt(x: &Rows, panel: &Panel, out: &mut OutMat) {
+    // SAFETY: by the caller. Two neighbours of `maddubs` are at most 2 · 127 times the largest code, and so many such
+    // pairs make less than 2¹⁵: 8 · 15, 4 · 31, 2 · 63.
+    unsafe {
+        match panel.bits() {
+            4 => nt_tiles::<8, false>(x, panel, out),
+            5 => nt_tiles::<4, false>(x, panel, out),
+            6 => nt_tiles::<2, false>(x, panel, out),
+            _ => nt_tiles::<1, true>(x, panel, out),
+        }
+    }
+}
+
+/// # Safety
+/// As [`nt`]; `PAIRS` sums of two neighbours fit into 16 bits, and a block has a multiple of `PAIRS` lines.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn nt_tiles<const PAIRS: usize, const IS_WIDE: bool>(x: &Rows, panel: &Panel, out: &mut OutMat) {
     for eight in (0..out.cols).step_by(8) {
         let mut i = 0;
         // SAFETY: `i + M <= x.rows`.
         unsafe {
             while i + 4 <= x.rows {
-                nt_tile::<4>(x, panel, out, i, eight);
+                nt_tile::<4, PAIRS, IS_WIDE>(x, panel, out, i, eight);
                 i += 4;
             }
             while i < x.rows {
-                nt_tile::<1>(x, panel, out, i, eight);
+                nt_tile::<1, PAIRS, IS_WIDE>(x, panel, out, i, eight);
                 i += 1;
             }
         }
     }
 }
 
-/// Products of four neighbours, summed. The pairs of `maddubs` have 16 bits: enough for codes of seven bits; wider
-/// ones are made signed, `c − 128`, and the sign of each goes over to the other factor.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn dot(codes: __m256i, x: __m256i, is_wide: bool) -> __m256i {
-    let pairs = if is_wide {
-        let signed = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
-        _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(x, signed))
-    } else {
-        _mm256_maddubs_epi16(codes, x)
-    };
-    _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
-}
-
+/// Codes of eight bits are made signed, `c − 128`, and the sign of each goes over to the other factor; what that leaves
+/// out comes back with the block's minimum.
+///
 /// # Safety
-/// As [`nt`]; rows `i..i+M` exist, and `eight` is 0 or 8.
+/// As [`nt_tiles`]; rows `i..i+M` exist, and `eight` is 0 or 8.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn nt_tile<const M: usize>(x: &Rows, panel: &Panel, out: &mut OutMat, i: usize, eight: usize) {
+unsafe fn nt_tile<const M: usize, const PAIRS: usize, const IS_WIDE: bool>(
+    x: &Rows,
+    panel: &Panel,
+    out: &mut OutMat,
+    i: usize,
+    eight: usize,
+) {
     let (lines, scales, mins) = panel.parts();
-    let (steps, is_wide) = (panel.block() / 4, panel.is_wide());
+    let steps = panel.block() / 4;
     let rows: [_; M] = std::array::from_fn(|m| x.row(i + m));
     let mut totals = [_mm256_setzero_ps(); M];
     // SAFETY: a panel and a row have as many blocks, each of `steps` lines and `4 · steps` codes; lines are aligned.
     unsafe {
         for b in 0..scales.len() {
             let mut dots = [_mm256_setzero_si256(); M];
-            let mut sums = dots;
-            for s in steps * b..steps * (b + 1) {
-                let weights = _mm256_load_si256(lines.get_unchecked(s).0.as_ptr().add(eight).cast());
-                for ((total, sum), (codes, ..)) in dots.iter_mut().zip(&mut sums).zip(&rows) {
-                    let codes = _mm256_set1_epi32(codes.as_ptr().cast::<i32>().add(s).read_unaligned());
-                    *total = _mm256_add_epi32(*total, dot(weights, codes, is_wide));
-                    if is_wide {
-                        // What `c − 128` left out.
-                        *sum = _mm256_add_epi32(*sum, dot(_mm256_set1_epi8(1), codes, false));
+            for few in (steps * b..steps * (b + 1)).step_by(PAIRS) {
+                let mut pairs = [_mm256_setzero_si256(); M];
+                for s in few..few + PAIRS {
+                    let weights = _mm256_load_si256(lines.get_unchecked(s).0.as_ptr().add(eight).cast());
+                    let signed = _mm256_xor_si256(weights, _mm256_set1_epi8(-128));
+                    for (pairs, (codes, ..)) in pairs.iter_mut().zip(&rows) {
+                        let codes = _mm256_set1_epi32(codes.as_ptr().cast::<i32>().add(s).read_unaligned());
+                        let two = match IS_WIDE {
+                            true => _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(codes, signed)),
+                            false => _mm256_maddubs_epi16(weights, codes),
+                        };
+                        *pairs = _mm256_add_epi16(*pairs, two);
                     }
+                }
+                for (dot, pairs) in dots.iter_mut().zip(pairs) {
+                    *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
                 }
             }
             let scale = _mm256_load_ps(scales.get_unchecked(b).0.as_ptr().add(eight));
-            let min = _mm256_load_ps(mins.get_unchecked(b).0.as_ptr().add(eight));
-            for ((total, (dot, sum)), (_, x_scales, x_sums)) in
-                totals.iter_mut().zip(dots.into_iter().zip(sums)).zip(&rows)
-            {
-                let dot = _mm256_add_epi32(dot, _mm256_slli_epi32::<7>(sum));
+            let mut min = _mm256_load_ps(mins.get_unchecked(b).0.as_ptr().add(eight));
+            if IS_WIDE {
+                min = _mm256_fmadd_ps(scale, _mm256_set1_ps(128.0), min);
+            }
+            for ((total, dot), (_, x_scales, x_sums)) in totals.iter_mut().zip(dots).zip(&rows) {
                 let factor = _mm256_mul_ps(scale, _mm256_set1_ps(*x_scales.get_unchecked(b)));
                 *total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), factor, *total);
                 *total = _mm256_fmadd_ps(min, _mm256_set1_ps(*x_sums.get_unchecked(b)), *total);

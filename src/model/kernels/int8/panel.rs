@@ -31,8 +31,8 @@ pub struct Panel {
     rows: usize,
     cols: usize,
     block: usize,
-    /// Codes have eight bits; else seven or fewer.
-    is_wide: bool,
+    /// Of a code.
+    bits: u32,
     /// `cols / 4` lines.
     codes: Vec<Line>,
     /// `cols / block` each.
@@ -101,16 +101,35 @@ impl Source<'_> {
     /// As `bytes_at`, for 4 bytes of each row.
     #[inline(always)]
     unsafe fn words(&self, at: usize) -> [u32; LANES] {
-        // SAFETY: by the caller.
-        std::array::from_fn(|lane| u32::from_le_bytes(unsafe { self.bytes_at(lane, at) }))
+        let mut words = [0; LANES];
+        for (lane, word) in words.iter_mut().enumerate() {
+            // SAFETY: by the caller.
+            *word = u32::from_le_bytes(unsafe { self.bytes_at(lane, at) });
+        }
+        words
     }
 
     /// # Safety
     /// As `bytes_at`, for 2 bytes of each row.
     #[inline(always)]
     unsafe fn halves(&self, at: usize) -> Numbers {
+        let mut numbers = [0; LANES];
+        for (lane, number) in numbers.iter_mut().enumerate() {
+            // SAFETY: by the caller.
+            *number = u16::from_le_bytes(unsafe { self.bytes_at(lane, at) });
+        }
+        Numbers(numbers.map(|half| widen(half.into())))
+    }
+
+    /// Two half-precision numbers, one behind the other.
+    ///
+    /// # Safety
+    /// As `bytes_at`, for 4 bytes of each row.
+    #[inline(always)]
+    unsafe fn two_halves(&self, at: usize) -> (Numbers, Numbers) {
         // SAFETY: by the caller.
-        Numbers(std::array::from_fn(|lane| widen(u16::from_le_bytes(unsafe { self.bytes_at(lane, at) }).into())))
+        let words = unsafe { self.words(at) };
+        (Numbers(words.map(|word| widen(word & 0xFFFF))), Numbers(words.map(|word| widen(word >> 16))))
     }
 }
 
@@ -158,8 +177,8 @@ impl Panel {
         self.block
     }
 
-    pub(super) fn is_wide(&self) -> bool {
-        self.is_wide
+    pub(super) fn bits(&self) -> u32 {
+        self.bits
     }
 
     pub(super) fn parts(&self) -> (&[Line], &[Numbers], &[Numbers]) {
@@ -180,7 +199,7 @@ impl Panel {
         let stride = cols / storage.block_len() * storage.block_bytes();
         assert!((1..=LANES).contains(&rows) && cols.is_multiple_of(storage.block_len()), "not whole blocks of 16 rows");
         assert_eq!(bytes.len(), rows * stride, "bytes do not fit the shape");
-        (self.rows, self.cols, self.block, self.is_wide) = (rows, cols, block, is_wide(storage));
+        (self.rows, self.cols, self.block, self.bits) = (rows, cols, block, bits(storage));
         if self.codes.len() < cols / 4 {
             self.codes.resize(cols / 4, Line([0; LANES]));
         }
@@ -234,7 +253,7 @@ impl Panel {
                     }
                     Storage::Q4_1 => {
                         nibbles(T::turn(source, at + 4), lines);
-                        (scales[0], mins[0]) = (source.halves(at), source.halves(at + 2));
+                        (scales[0], mins[0]) = source.two_halves(at);
                     }
                     Storage::Q5_0 => {
                         nibbles(T::turn(source, at + 6), lines);
@@ -245,7 +264,7 @@ impl Panel {
                     Storage::Q5_1 => {
                         nibbles(T::turn(source, at + 8), lines);
                         fifths(source.words(at + 4), lines);
-                        (scales[0], mins[0]) = (source.halves(at), source.halves(at + 2));
+                        (scales[0], mins[0]) = source.two_halves(at);
                     }
                     Storage::Q8_0 => {
                         // Codes are shifted to be unsigned.
@@ -278,9 +297,14 @@ impl Panel {
     }
 }
 
-/// Whether codes take all eight bits.
-fn is_wide(storage: Storage) -> bool {
-    matches!(storage, Storage::Q8_0 | Storage::NF4 | Storage::NF4DQ)
+/// Of a code here: NF4's are those of its levels.
+fn bits(storage: Storage) -> u32 {
+    match storage {
+        Storage::Q4_0 | Storage::Q4_1 | Storage::Q4K => 4,
+        Storage::Q5_0 | Storage::Q5_1 | Storage::Q5K => 5,
+        Storage::Q6K => 6,
+        Storage::Q8_0 | Storage::NF4 | Storage::NF4DQ | Storage::F32 | Storage::F16 | Storage::BF16 => 8,
+    }
 }
 
 /// NF4: 32 bytes hold 64 codes in order, the first of two in the high nibble.
@@ -376,7 +400,7 @@ unsafe fn fifths_k<T: Turn>(source: &Source, at: usize, lines: &mut [Line]) {
 #[inline(always)]
 unsafe fn sub_scales(source: &Source, at: usize, scales: &mut [Numbers], mins: &mut [Numbers]) {
     // SAFETY: by the caller.
-    let (d, least) = unsafe { (source.halves(at), source.halves(at + 2)) };
+    let (d, least) = unsafe { source.two_halves(at) };
     // SAFETY: as above.
     let (a, b, c) = unsafe { (source.words(at + 4), source.words(at + 8), source.words(at + 12)) };
     for j in 0..8 {

@@ -75,6 +75,35 @@ fn every_path_multiplies_what_is_stored() {
     }
 }
 
+/// The largest codes beside the largest numbers, with and without their sign: sums in few bits hold them.
+#[test]
+fn the_largest_codes_have_room() {
+    for storage in STORED {
+        let codes = match storage {
+            Storage::Q4_0 | Storage::Q5_0 | Storage::Q8_0 => 2..storage.block_bytes(),
+            Storage::Q4_1 | Storage::Q5_1 | Storage::NF4 => 4..storage.block_bytes(),
+            Storage::Q4K | Storage::Q5K => 16..storage.block_bytes(),
+            _ => 0..192,
+        };
+        for (code, sign) in [(0xFFu8, 1.0f32), (0xFF, -1.0), (0x80, 1.0), (0x7F, -1.0), (0, 1.0)] {
+            let (mut bytes, k) = weights(storage, 16);
+            bytes.chunks_mut(storage.block_bytes()).for_each(|block| block[codes.clone()].fill(code));
+            let mut w = vec![0.0; 16 * k];
+            numbers(storage, &bytes, &mut w);
+            let x = Rows::round(Mat::new(&vec![sign; 5 * k], 5, k), block_len(storage).unwrap());
+            for isa in Isa::available() {
+                let out = product(isa, &x, storage, &bytes, 16);
+                for (found, w) in out.iter().zip(w.chunks(k).cycle()) {
+                    let sum: f64 = w.iter().map(|w| f64::from(*w) * f64::from(sign)).sum();
+                    let size: f64 = w.iter().map(|w| f64::from(w.abs())).sum();
+                    let is_near = (f64::from(*found) - sum).abs() < 1e-5 * (size + 1.0);
+                    assert!(is_near, "{isa:?} {} {code:#x}: {found}, {sum}", storage.name());
+                }
+            }
+        }
+    }
+}
+
 /// What rounding NF4's levels can add to the product of a row with the weights' row `j`; the rows themselves are
 /// rounded before, by half a step.
 fn levels(row: &[f32], bytes: &[u8], j: usize) -> f64 {
