@@ -150,7 +150,7 @@ fn kto(lab: &Lab) -> Result<Found> {
         let down = asked.split_off(asked.len() / 5);
         Ok([asked, down])
     };
-    let ([up, down], fresh) = (thumbs(1200, TRAIN)?, lab.prompts(64, HELD_OUT));
+    let ([up, down], fresh) = (thumbs(2400, TRAIN)?, lab.prompts(64, HELD_OUT));
     let judged = |asked: &[Asked], is_desirable: bool| -> Vec<Row> {
         let row = |asked: &Asked| Row::Judged(Judged { example: text(&asked.prompt, &asked.answers[0]), is_desirable });
         asked.iter().map(row).collect()

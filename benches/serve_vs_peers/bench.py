@@ -74,13 +74,13 @@ class Bench:
             path = self.kept / f"{method}.zip"
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(self.trained(METHODS[method]))
+                path.write_bytes(self.trained(METHODS[method], ROWS, max_steps=4, batch_size=4, learning_rate=1e-3))
             self.templates[method] = Adapter.unpacked(path.read_bytes())
         return self.templates[method]
 
-    def trained(self, adapter):
+    def trained(self, adapter, rows, **training):
         server = Attune(self, self.folder("templates"))
-        job = server.job(ROWS, adapter, max_steps=4, batch_size=4, learning_rate=1e-3)
+        job = server.job(rows, adapter, **training)
         while (ended := server.json(f"/v1/fine_tuning/jobs/{job}"))["status"] in ("queued", "running", "validating_files"):
             time.sleep(0.2)
         if ended["status"] != "succeeded":

@@ -130,7 +130,7 @@ async fn read(
     let key = key(generation, &file.name);
     let damaged = || ArtifactError::Damaged(key.to_string());
     let (name, size) = (file.name.clone(), file.bytes);
-    let mut taken = hands::begin(move || Taken::new(copy, &name));
+    let mut taken = hands::begin(move || Taken::new(copy, &name, size));
     let (mut come, mut waiting, mut pieces, mut is_open) = (0, 0, Vec::new(), true);
     while is_open {
         let chunk = body.next().await.transpose()?;
@@ -164,8 +164,11 @@ struct Taken {
 }
 
 impl Taken {
-    fn new(copy: Option<Arc<Incoming>>, name: &str) -> Self {
-        Self { hash: Sha256::new(), bytes: Vec::new(), copy: copy.and_then(|copy| Copy::begin(copy, name)) }
+    fn new(copy: Option<Arc<Incoming>>, name: &str, size: u64) -> Self {
+        // However large it is said to be.
+        let room = size.min(64 << 20) as usize;
+        let copy = copy.and_then(|copy| Copy::begin(copy, name));
+        Self { hash: Sha256::new(), bytes: Vec::with_capacity(room), copy }
     }
 
     fn with(mut self, pieces: &[Bytes]) -> Self {

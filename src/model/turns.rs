@@ -14,7 +14,7 @@ use std::{
 /// The longest slice, and the most that training comes to owe: what one token is late for the sake of training.
 const SLICE: f64 = 0.02;
 /// Products of two numbers between two looks: some milliseconds.
-const PART: usize = 1 << 27;
+const PART: usize = 1 << 26;
 
 thread_local! {
     static TURNS: RefCell<Option<Arc<Turns>>> = const { RefCell::new(None) };
