@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::{
     kernels::{
         self, Mat, Out,
-        bf16::{Pair, interleave, narrow},
+        bf16::{self as half_products, LINE, Line, interleave, narrow},
         int8::{self, Panel},
     },
     nf4::{self, Nested},
@@ -67,15 +67,16 @@ const TILE: usize = 28 * 1024;
 /// Columns that one task of the backward takes; K-quants have blocks of 256.
 const WIDTH: usize = 96;
 
+/// Rows that are unpacked before they are rounded: what lies between stays in the first-level cache.
+const UNPACKED: usize = 8;
+
 struct Scratch {
     wide: Vec<f32>,
-    narrow: Vec<bf16>,
-    pairs: Vec<Pair>,
+    narrow: Vec<Line>,
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> =
-        const { RefCell::new(Scratch { wide: Vec::new(), narrow: Vec::new(), pairs: Vec::new() }) };
+    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { wide: Vec::new(), narrow: Vec::new() }) };
     static PANEL: RefCell<Panel> = RefCell::default();
 }
 
@@ -87,15 +88,13 @@ fn first<T: Clone + Default>(buffer: &mut Vec<T>, n: usize) -> &mut [T] {
     &mut buffer[..n]
 }
 
-/// Rows as bf16, with a zero behind rows of odd length.
-fn narrow_rows(x: Mat, width: usize) -> Vec<bf16> {
-    let mut rows = vec![bf16::ZERO; x.rows * width];
-    rows.par_chunks_mut(16 * width).enumerate().for_each(|(t, rows)| {
-        for (i, row) in rows.chunks_mut(width).enumerate() {
-            narrow(&x.data[(16 * t + i) * x.stride..][..x.cols], &mut row[..x.cols]);
-        }
-    });
-    rows
+/// The first `n` numbers of a buffer of lines.
+fn first_numbers(buffer: &mut Vec<Line>, n: usize) -> &mut [bf16] {
+    let lines = n.div_ceil(LINE);
+    if buffer.len() < lines {
+        buffer.resize(lines, Line::ZERO);
+    }
+    &mut half_products::numbers_mut(&mut buffer[..lines])[..n]
 }
 
 impl Weight {
@@ -236,13 +235,30 @@ impl Weight {
         self.bytes.as_ptr() == other.bytes.as_ptr()
     }
 
-    /// `y = x Wᵀ (+ b)`: `x` is `(m, in)`, `y` is `(m, out)`, overwritten.
+    /// `x Wᵀ (+ b)`: `x` is `(m, in)`, the result `(m, out)`.
+    pub fn product(&self, x: Mat) -> Vec<f32> {
+        // SAFETY: a product writes all rows and columns.
+        let mut y = unsafe { kernels::filled(x.rows * self.rows, |y| self.write(x, Out::fresh(y, self.rows))) };
+        self.add_bias(&mut y);
+        y
+    }
+
+    /// The same to where it is wanted, overwritten.
     pub fn forward(&self, x: Mat, y: &mut [f32]) {
-        assert!(x.cols == self.cols && y.len() == x.rows * self.rows, "shapes differ");
+        assert!(y.len() == x.rows * self.rows, "shapes differ");
+        self.write(x, Out::new(y, self.rows));
+        self.add_bias(y);
+    }
+
+    fn write(&self, x: Mat, y: Out) {
+        assert!(x.cols == self.cols, "shapes differ");
         match int8::block_len(self.storage).filter(|_| self.compute == Compute::Int8) {
             Some(block) => self.forward_int8(x, block, y),
             None => self.forward_tiles(x, y),
         }
+    }
+
+    fn add_bias(&self, y: &mut [f32]) {
         if let Some(bias) = &self.bias {
             for row in y.chunks_mut(self.rows) {
                 row.iter_mut().zip(bias.iter()).for_each(|(y, b)| *y += b);
@@ -251,9 +267,8 @@ impl Weight {
     }
 
     /// Sixteen rows of W a task, unpacked once for all of x.
-    fn forward_int8(&self, x: Mat, block: usize, y: &mut [f32]) {
+    fn forward_int8(&self, x: Mat, block: usize, out: Out) {
         let x = int8::Rows::round(x, block);
-        let out = Out::new(y, self.rows);
         (0..self.rows.div_ceil(Panel::ROWS)).into_par_iter().for_each(|t| {
             let row = t * Panel::ROWS;
             let count = Panel::ROWS.min(self.rows - row);
@@ -270,7 +285,7 @@ impl Weight {
                 // What this thread unpacks next comes from memory meanwhile.
                 let next = (row + count).min(self.rows);
                 kernels::prefetch(self.row_bytes(next, Panel::ROWS.min(self.rows - next)));
-                // SAFETY: tasks write different columns, and `y` is borrowed until all have ended.
+                // SAFETY: tasks write different columns, and the caller keeps the buffer.
                 let mut part = unsafe { out.part(row, x.rows(), count) };
                 int8::nt(&x, panel, &mut part);
             });
@@ -278,29 +293,30 @@ impl Weight {
     }
 
     /// A few rows of W a task, as numbers.
-    fn forward_tiles(&self, x: Mat, y: &mut [f32]) {
-        let narrowed = match self.compute {
-            Compute::F32 | Compute::Int8 => None,
-            Compute::Bf16 => Some(narrow_rows(x, x.cols)),
-        };
-        let full = if narrowed.is_some() { kernels::bf16::full_rows() } else { 4 };
+    fn forward_tiles(&self, x: Mat, out: Out) {
+        let narrowed = self.narrowed(x);
+        let full = if narrowed.is_some() { half_products::full_rows() } else { 4 };
         let tile = (TILE / self.cols).clamp(full, 96) / full * full;
-        let out = Out::new(y, self.rows);
         let one = |t: usize| {
             let row = t * tile;
             let count = tile.min(self.rows - row);
             SCRATCH.with_borrow_mut(|scratch| {
-                let w = first(&mut scratch.wide, count * self.cols);
-                self.dequantize_rows(row, count, w);
-                // SAFETY: tasks write different columns, and `y` is borrowed until all have ended.
+                // SAFETY: tasks write different columns, and the caller keeps the buffer.
                 let mut part = unsafe { out.part(row, x.rows, count) };
                 match &narrowed {
-                    None => kernels::nt(x, Mat::new(w, count, self.cols), &mut part, false),
-                    Some(x16) => {
-                        let w16 = first(&mut scratch.narrow, w.len());
-                        narrow(w, w16);
-                        let x16 = Mat::new(x16, x.rows, x.cols);
-                        kernels::bf16::nt(x16, Mat::new(w16, count, self.cols), &mut part, false);
+                    None => {
+                        let w = first(&mut scratch.wide, count * self.cols);
+                        self.dequantize_rows(row, count, w);
+                        kernels::nt(x, Mat::new(w, count, self.cols), &mut part, false);
+                    }
+                    Some(x) => {
+                        let w = first_numbers(&mut scratch.narrow, count * self.cols);
+                        for (i, w) in w.chunks_mut(UNPACKED * self.cols).enumerate() {
+                            let wide = first(&mut scratch.wide, w.len());
+                            self.dequantize_rows(row + UNPACKED * i, w.len() / self.cols, wide);
+                            narrow(wide, w);
+                        }
+                        half_products::nt(x, Mat::new(w, count, self.cols), &mut part, false);
                     }
                 }
             });
@@ -308,44 +324,59 @@ impl Weight {
         in_parts(self.rows.div_ceil(tile), x.rows * self.cols * tile, |tiles| tiles.into_par_iter().for_each(one));
     }
 
-    /// `dx = g W`, or `dx += g W`: `g` is `(m, out)`, `dx` is `(m, in)`.
+    /// The left side of a product in bf16, if that is what is computed.
+    fn narrowed(&self, x: Mat) -> Option<half_products::Rows> {
+        (self.compute == Compute::Bf16).then(|| half_products::Rows::narrow(x))
+    }
+
+    /// `g W`: `g` is `(m, out)`, the result `(m, in)`.
+    pub fn product_back(&self, g: Mat) -> Vec<f32> {
+        // SAFETY: a product writes all rows and columns.
+        unsafe { kernels::filled(g.rows * self.cols, |dx| self.write_back(g, Out::fresh(dx, self.cols), false)) }
+    }
+
+    /// `dx = g W`, or `dx += g W`.
     pub fn backward(&self, g: Mat, dx: &mut [f32], accumulate: bool) {
-        assert!(g.cols == self.rows && dx.len() == g.rows * self.cols, "shapes differ");
-        let half = self.rows.div_ceil(2);
-        let narrowed = match self.compute {
-            Compute::F32 | Compute::Int8 => None,
-            Compute::Bf16 => Some(narrow_rows(g, 2 * half)),
-        };
-        let pairs = narrowed.as_ref().map(|rows| rows.as_chunks::<2>().0);
+        assert!(dx.len() == g.rows * self.cols, "shapes differ");
+        self.write_back(g, Out::new(dx, self.cols), accumulate);
+    }
+
+    fn write_back(&self, g: Mat, out: Out, accumulate: bool) {
+        assert!(g.cols == self.rows, "shapes differ");
+        let narrowed = self.narrowed(g);
         let width = WIDTH.next_multiple_of(self.storage.block_len());
         // Whole steps of every kernel.
-        let depth = TILE / width / 32 * 32;
-        let out = Out::new(dx, self.cols);
+        let depth = if narrowed.is_some() { half_products::DEPTH } else { TILE / width / LINE * LINE };
         let one = |t: usize, steps: Range<usize>| {
             let col = t * width;
             let width = width.min(self.cols - col);
             SCRATCH.with_borrow_mut(|scratch| {
                 for row in steps.map(|step| step * depth) {
                     let count = depth.min(self.rows - row);
-                    let w = first(&mut scratch.wide, count.next_multiple_of(2) * width);
-                    self.dequantize_part(row, count, col, width, w);
-                    w[count * width..].fill(0.0);
-                    // SAFETY: tasks write different columns, and `dx` is borrowed until all have ended.
+                    // SAFETY: tasks write different columns, and the caller keeps the buffer.
                     let mut part = unsafe { out.part(col, g.rows, width) };
                     let accumulate = accumulate || row > 0;
-                    match pairs {
+                    match &narrowed {
                         None => {
+                            let w = first(&mut scratch.wide, count * width);
+                            self.dequantize_part(row, count, col, width, w);
                             let left = Mat::strided(&g.data[row..], g.rows, count, g.stride);
                             kernels::nn(left, Mat::new(w, count, width), &mut part, accumulate);
                         }
-                        Some(g16) => {
-                            let count = count.div_ceil(2);
-                            let w16 = first(&mut scratch.pairs, count * width);
-                            for (pairs, rows) in w16.chunks_mut(width).zip(w.chunks(2 * width)) {
-                                interleave(&rows[..width], &rows[width..], pairs);
+                        Some(g) => {
+                            let pairs = count.div_ceil(2);
+                            let w = first_numbers(&mut scratch.narrow, 2 * pairs * width).as_chunks_mut::<2>().0;
+                            for (i, pairs) in w.chunks_mut(UNPACKED / 2 * width).enumerate() {
+                                let wide = first(&mut scratch.wide, 2 * pairs.len());
+                                let first = UNPACKED * i;
+                                let count = (count - first).min(UNPACKED);
+                                self.dequantize_part(row + first, count, col, width, wide);
+                                wide[count * width..].fill(0.0);
+                                for (pairs, rows) in pairs.chunks_mut(width).zip(wide.chunks(2 * width)) {
+                                    interleave(&rows[..width], &rows[width..], pairs);
+                                }
                             }
-                            let left = Mat::strided(&g16[row / 2..], g.rows, count, half);
-                            kernels::bf16::nn(left, Mat::new(w16, count, width), &mut part, accumulate);
+                            half_products::nn(g, row, Mat::new(w, pairs, width), &mut part, accumulate);
                         }
                     }
                 }

@@ -20,7 +20,11 @@ use std::{
 
 use half::bf16;
 
-use super::{Mat, OutMat, avx512::turn, bf16::Pair};
+use super::{
+    Mat, OutMat,
+    avx512::turn,
+    bf16::{LINE, Line, Pair},
+};
 
 /// Rows of a tile, words of one of its rows.
 pub(super) const SIDE: usize = 16;
@@ -117,12 +121,15 @@ impl Drop for Tiles {
     }
 }
 
-/// The left side: rows of pairs, `stride` numbers apart.
+/// Bytes of a tile.
+const TILE: usize = SIDE * 4 * SIDE;
+
+/// The left side as tiles of sixteen rows by sixteen pairs, a tile's rows one behind another: those of the same rows
+/// follow each other, and the next sixteen rows begin `next` bytes behind.
 #[derive(Clone, Copy)]
 struct Left {
-    data: *const bf16,
-    pairs: usize,
-    stride: usize,
+    data: *const u8,
+    next: usize,
 }
 
 /// The right side: lines of sixteen columns, a pair of each, `stride` pairs apart; the next sixteen columns begin
@@ -134,47 +141,32 @@ struct Right {
     next: usize,
 }
 
-/// A pair of sixteen columns.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line([Pair; SIDE]);
-
 thread_local! {
     static LINES: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Of the left side's columns those from one on.
+///
 /// # Safety
-/// [`is_here`]; the shapes match, of pairs along `k`.
-pub unsafe fn nn(a: Mat<Pair>, b: Mat<Pair>, out: &mut OutMat, add: bool) {
-    let left = Left { data: a.data.as_ptr().cast(), pairs: a.cols, stride: 2 * a.stride };
-    let right = Right { data: b.data.as_ptr(), stride: b.stride, next: SIDE };
+/// [`is_here`]; the left side is tiled rows of `cols` numbers, as many as `out` has; `from` is a multiple of 32, and `b`
+/// has as many pairs of rows as columns follow, or fewer.
+pub unsafe fn nn(a: &[Line], cols: usize, from: usize, b: Mat<Pair>, out: &mut OutMat, add: bool) {
+    let (left, right) = (left(a, cols, from), Right { data: b.data.as_ptr(), stride: b.stride, next: SIDE });
     // SAFETY: the sides lie inside their slices; the rest by the caller.
-    unsafe { product(left, right, out, add) }
+    unsafe { product(left, right, b.rows, out, add) }
 }
 
 /// Lays the right side out in pairs first: with few rows on the left that costs more than the product, but less than it
 /// cost to make the numbers, and one order of sums serves for all.
 ///
 /// # Safety
-/// [`is_here`]; the shapes match.
-pub unsafe fn nt(a: Mat<bf16>, b: Mat<bf16>, out: &mut OutMat, add: bool) {
-    let pairs = a.cols.div_ceil(2);
-    // The pair behind an odd row's last whole one ends in a zero.
-    let padded = (!a.cols.is_multiple_of(2)).then(|| {
-        let mut padded = vec![bf16::ZERO; a.rows * 2 * pairs];
-        for (i, row) in padded.chunks_mut(2 * pairs).enumerate() {
-            row[..a.cols].copy_from_slice(&a.data[i * a.stride..][..a.cols]);
-        }
-        padded
-    });
-    let left = match &padded {
-        Some(padded) => Left { data: padded.as_ptr(), pairs, stride: 2 * pairs },
-        None => Left { data: a.data.as_ptr(), pairs, stride: a.stride },
-    };
+/// [`is_here`]; the left side is tiled rows as long as those of `b`, as many as `out` has.
+pub unsafe fn nt(a: &[Line], b: Mat<bf16>, out: &mut OutMat, add: bool) {
+    let pairs = b.cols.div_ceil(2);
     LINES.with_borrow_mut(|lines| {
         let len = b.rows.div_ceil(SIDE) * pairs;
         if lines.len() < len {
-            lines.resize(len, Line([[bf16::ZERO; 2]; SIDE]));
+            lines.resize(len, Line::ZERO);
         }
         for (t, lines) in lines[..len].chunks_mut(pairs.max(1)).enumerate() {
             // SAFETY: `SIDE · t < b.rows`; the instructions are there.
@@ -182,8 +174,13 @@ pub unsafe fn nt(a: Mat<bf16>, b: Mat<bf16>, out: &mut OutMat, add: bool) {
         }
         let right = Right { data: lines.as_ptr().cast(), stride: SIDE, next: SIDE * pairs };
         // SAFETY: the sides lie inside their buffers; the rest by the caller.
-        unsafe { product(left, right, out, add) }
+        unsafe { product(left(a, b.cols, 0), right, pairs, out, add) }
     });
+}
+
+fn left(lines: &[Line], cols: usize, from: usize) -> Left {
+    let tiles = cols.div_ceil(LINE);
+    Left { data: lines[(from / LINE * SIDE).min(lines.len())..].as_ptr().cast(), next: tiles * TILE }
 }
 
 /// Sixteen rows from row `j` on as lines of pairs; lanes behind the last row repeat it, and nobody reads them.
@@ -204,31 +201,35 @@ unsafe fn lay(b: Mat<bf16>, j: usize, lines: &mut [Line]) {
     }
     for (i, line) in rest.iter_mut().enumerate() {
         let at = b.cols / 8 * 8 + 2 * i;
-        for (pair, row) in line.0.iter_mut().zip(&rows) {
+        for (pair, row) in line.0.as_chunks_mut::<2>().0.iter_mut().zip(&rows) {
             *pair = [row[at], row.get(at + 1).copied().unwrap_or(bf16::ZERO)];
         }
     }
 }
 
 /// # Safety
-/// [`is_here`]; both sides can be read as they say, and have as many pairs; `out` has the rows of the left and the
-/// columns of the right.
-unsafe fn product(left: Left, right: Right, out: &mut OutMat, add: bool) {
-    if left.pairs == 0 && !add {
+/// [`is_here`]; both sides have so many pairs; `out` has the rows of the left and the columns of the right.
+unsafe fn product(left: Left, right: Right, pairs: usize, out: &mut OutMat, add: bool) {
+    /// What two tiles of rows take of the first-level cache: of longer sums parts go through the output.
+    const STEPS: usize = 20;
+    if pairs == 0 && !add {
         (0..out.rows).for_each(|i| out.row(i).fill(0.0));
     }
-    let whole = left.pairs / SIDE;
-    let rest = left.pairs % SIDE;
+    let (whole, rest) = (pairs / SIDE, pairs % SIDE);
+    let steps = whole.div_ceil(whole.div_ceil(STEPS).max(1)).max(1);
     // SAFETY: by the caller; nothing called below uses tiles.
     unsafe {
         let mut tiles = Tiles::new();
-        if whole > 0 {
-            pass(&mut tiles, left, right, out, SIDE, whole, add);
+        let from = |done: usize| {
+            let right = Right { data: right.data.add(SIDE * done * right.stride), ..right };
+            (Left { data: left.data.add(TILE * done), ..left }, right)
+        };
+        for done in (0..whole).step_by(steps) {
+            let (left, right) = from(done);
+            pass(&mut tiles, left, right, out, SIDE, steps.min(whole - done), add || done > 0);
         }
         if rest > 0 {
-            let done = SIDE * whole;
-            let left = Left { data: left.data.add(2 * done), ..left };
-            let right = Right { data: right.data.add(done * right.stride), ..right };
+            let (left, right) = from(whole);
             pass(&mut tiles, left, right, out, rest, 1, add || whole > 0);
         }
     }
@@ -239,10 +240,10 @@ unsafe fn product(left: Left, right: Right, out: &mut OutMat, add: bool) {
 /// # Safety
 /// As [`product`], for these steps.
 unsafe fn pass(tiles: &mut Tiles, left: Left, right: Right, out: &mut OutMat, depth: usize, steps: usize, add: bool) {
-    for j in (0..out.cols).step_by(2 * SIDE) {
-        let (n, more_cols) = halves(out.cols - j);
-        for i in (0..out.rows).step_by(2 * SIDE) {
-            let (m, more_rows) = halves(out.rows - i);
+    for i in (0..out.rows).step_by(2 * SIDE) {
+        let (m, more_rows) = halves(out.rows - i);
+        for j in (0..out.cols).step_by(2 * SIDE) {
+            let (n, more_cols) = halves(out.cols - j);
             let used = |rows: usize, words: usize| if rows.min(words) == 0 { (0, 0) } else { (rows, 4 * words) };
             tiles.shape([
                 used(m, n),
@@ -257,11 +258,10 @@ unsafe fn pass(tiles: &mut Tiles, left: Left, right: Right, out: &mut OutMat, de
             // SAFETY: rows and columns of the block exist, and the tiles have its shapes; what lies behind the last row
             // or column is not touched, so that its address may be any.
             unsafe {
-                let a = left.data.add(i * left.stride);
+                let a = left.data.add(i / SIDE * left.next);
                 let b = right.data.add(j / SIDE * right.next);
                 let block = Block {
-                    a: [a.cast(), a.wrapping_add(SIDE * left.stride).cast()],
-                    a_stride: 2 * left.stride,
+                    a: [a, a.wrapping_add(left.next)],
                     b: [b.cast(), b.wrapping_add(right.next).cast()],
                     b_stride: 4 * right.stride,
                     steps,
@@ -269,6 +269,9 @@ unsafe fn pass(tiles: &mut Tiles, left: Left, right: Right, out: &mut OutMat, de
                     out_stride: out.stride,
                     add,
                 };
+                if !add {
+                    block.claim(m + more_rows, n + more_cols);
+                }
                 match (more_rows > 0, more_cols > 0) {
                     (false, false) => block.product::<0, 0>(),
                     (false, true) => block.product::<0, 1>(),
@@ -288,7 +291,6 @@ fn halves(n: usize) -> (usize, usize) {
 /// Up to two tiles of rows and two of columns: strides in bytes, but the output's in numbers.
 struct Block {
     a: [*const u8; 2],
-    a_stride: usize,
     b: [*const u8; 2],
     b_stride: usize,
     steps: usize,
@@ -298,6 +300,21 @@ struct Block {
 }
 
 impl Block {
+    /// Has the output's lines brought while the sums are made: they are written at once then.
+    ///
+    /// # Safety
+    /// The rows and columns exist.
+    unsafe fn claim(&self, rows: usize, cols: usize) {
+        for i in 0..rows {
+            // SAFETY: the row exists; a hint.
+            unsafe {
+                let row = self.out.add(i * self.out_stride);
+                asm!("prefetchw [{0}]", "prefetchw [{1}]", in(reg) row, in(reg) row.add(cols - 1),
+                     options(nostack, preserves_flags, readonly));
+            }
+        }
+    }
+
     /// Tiles 0 to 3 are the sums, 4 and 5 the rows, 6 and 7 the columns; the second ones are there if the parameters
     /// are 1.
     ///
@@ -320,14 +337,14 @@ impl Block {
                 ".if {ROWS}", "tileloadd tmm2, [{out1} + {out_stride} * 1]", ".endif",
                 ".if {ROWS} & {COLS}", "tileloadd tmm3, [{out1} + {out_stride} * 1 + 64]", ".endif",
                 "3:",
-                "tileloadd tmm4, [{a0} + {a_stride} * 1]",
+                "tileloadd tmm4, [{a0} + {line} * 1]",
                 "tileloadd tmm6, [{b0} + {b_stride} * 1]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 ".if {COLS}", "tileloadd tmm7, [{b1} + {b_stride} * 1]", "tdpbf16ps tmm1, tmm4, tmm7", ".endif",
-                ".if {ROWS}", "tileloadd tmm5, [{a1} + {a_stride} * 1]", "tdpbf16ps tmm2, tmm5, tmm6", ".endif",
+                ".if {ROWS}", "tileloadd tmm5, [{a1} + {line} * 1]", "tdpbf16ps tmm2, tmm5, tmm6", ".endif",
                 ".if {ROWS} & {COLS}", "tdpbf16ps tmm3, tmm5, tmm7", ".endif",
-                "add {a0}, 64",
-                "add {a1}, 64",
+                "add {a0}, {tile}",
+                "add {a1}, {tile}",
                 "add {b0}, {b_step}",
                 "add {b1}, {b_step}",
                 "dec {steps}",
@@ -340,7 +357,8 @@ impl Block {
                 COLS = const COLS,
                 a0 = inout(reg) self.a[0] => _,
                 a1 = inout(reg) self.a[1] => _,
-                a_stride = in(reg) self.a_stride,
+                line = in(reg) 4 * SIDE,
+                tile = const TILE,
                 b0 = inout(reg) self.b[0] => _,
                 b1 = inout(reg) self.b[1] => _,
                 b_stride = in(reg) self.b_stride,

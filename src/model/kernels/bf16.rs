@@ -1,11 +1,14 @@
 //! Products of bf16 numbers summed in f32: native where the machine has AMX or AVX-512 BF16, the same roundings through
 //! f32 kernels where it has not.
 
+use std::mem::MaybeUninit;
+
 use half::bf16;
+use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
 use super::amx;
-use super::{Isa, Mat, OutMat, elementwise::by_isa};
+use super::{Isa, Mat, OutMat, elementwise::by_isa, filled};
 
 /// Two neighbouring numbers along the dimension that a product sums over.
 pub type Pair = [bf16; 2];
@@ -24,26 +27,111 @@ fn has_native(isa: Isa) -> bool {
     false
 }
 
-/// Rows of the right side of [`nt`] that fill the registers: fewer, or a few more than a multiple, cost as much.
+/// Rows of the right side of [`nt`] that are best given at once.
 pub fn full_rows() -> usize {
-    if Isa::chosen() == Isa::Amx { 16 } else { 4 }
+    if Isa::chosen() == Isa::Amx { 96 } else { 4 }
+}
+
+/// Rows of the right side of [`nn`] that are given at once: whole tiles, as many as the second-level cache keeps of
+/// some columns beside the left side.
+pub const DEPTH: usize = 640;
+
+/// Numbers of a line of cache.
+pub const LINE: usize = 32;
+
+/// A line of cache: what the kernels read begins and ends with one.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub struct Line(pub [bf16; LINE]);
+
+impl Line {
+    pub const ZERO: Line = Line([bf16::ZERO; LINE]);
+}
+
+/// The numbers of lines, one line behind another.
+pub fn numbers(lines: &[Line]) -> &[bf16] {
+    // SAFETY: a line is its numbers and nothing else.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), LINE * lines.len()) }
+}
+
+/// As [`numbers`].
+pub fn numbers_mut(lines: &mut [Line]) -> &mut [bf16] {
+    // SAFETY: as above; the lines are borrowed as long as their numbers.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), LINE * lines.len()) }
+}
+
+/// The left side of products, rounded and laid out for the kernels that read it. Rows end with whole lines, zeros behind
+/// their numbers; lines stand row by row, but for AMX sixteen rows take turns, so that each of its tiles is one piece.
+pub struct Rows {
+    isa: Isa,
+    lines: Vec<Line>,
+    rows: usize,
+    cols: usize,
+}
+
+impl Rows {
+    pub fn narrow(x: Mat) -> Self {
+        Self::narrow_for(Isa::chosen(), x)
+    }
+
+    pub(super) fn narrow_for(isa: Isa, x: Mat) -> Self {
+        const ROWS: usize = 16;
+        let per_row = x.cols.div_ceil(LINE);
+        let rows = if isa == Isa::Amx { x.rows.next_multiple_of(ROWS) } else { x.rows };
+        // SAFETY: every line of each row is written; those behind the last row are not there to be read, and are zeros.
+        let lines = unsafe {
+            filled(rows * per_row, |lines| {
+                lines.par_chunks_mut((ROWS * per_row).max(1)).enumerate().for_each(|(t, lines)| {
+                    let count = ROWS.min(x.rows - ROWS * t);
+                    for i in 0..count {
+                        let row = &x.data[(ROWS * t + i) * x.stride..][..x.cols];
+                        match isa {
+                            Isa::Amx => narrow_lines(row, &mut lines[i..], ROWS),
+                            _ => narrow_lines(row, &mut lines[i * per_row..][..per_row], 1),
+                        }
+                    }
+                    if isa == Isa::Amx {
+                        for tile in lines.chunks_mut(ROWS) {
+                            tile[count..].fill(MaybeUninit::new(Line::ZERO));
+                        }
+                    }
+                });
+            })
+        };
+        Self { isa, lines, rows: x.rows, cols: x.cols }
+    }
+
+    /// All columns from one on as plain rows, which AMX's are not.
+    fn mat(&self, from: usize, cols: usize) -> Mat<'_, bf16> {
+        let stride = self.cols.div_ceil(LINE) * LINE;
+        Mat::strided(&numbers(&self.lines)[from.min(self.rows * stride)..], self.rows, cols, stride)
+    }
+}
+
+by_isa! {
+    /// A row's lines, `step` apart.
+    pub fn narrow_lines(row: &[f32], lines: &mut [MaybeUninit<Line>], step: usize) {
+        for (x, line) in row.chunks(LINE).zip(lines.iter_mut().step_by(step)) {
+            let mut y = [bf16::ZERO; LINE];
+            for (y, x) in y.iter_mut().zip(x) {
+                *y = round(*x);
+            }
+            line.write(Line(y));
+        }
+    }
 }
 
 /// `out = a · bᵀ`, or `out += a · bᵀ`: `a` is `(m, k)`, `b` is `(n, k)`, `out` is `(m, n)`.
-pub fn nt(a: Mat<bf16>, b: Mat<bf16>, out: &mut OutMat, accumulate: bool) {
-    nt_with(Isa::chosen(), a, b, out, accumulate);
-}
-
-pub(super) fn nt_with(isa: Isa, a: Mat<bf16>, b: Mat<bf16>, out: &mut OutMat, accumulate: bool) {
+pub fn nt(a: &Rows, b: Mat<bf16>, out: &mut OutMat, accumulate: bool) {
     assert!(a.cols == b.cols && a.rows == out.rows && b.rows == out.cols, "shapes differ");
-    match isa {
+    match a.isa {
         // SAFETY: the instructions are there; the shapes are checked here and in `Mat` and `OutMat`.
         #[cfg(target_arch = "x86_64")]
-        Isa::Amx => unsafe { amx::nt(a, b, out, accumulate) },
+        Isa::Amx => unsafe { amx::nt(&a.lines, b, out, accumulate) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        isa if has_native(isa) => unsafe { native::nt(a, b, out, accumulate) },
-        isa => widened_nt(isa, a, b, out, accumulate),
+        isa if has_native(isa) => unsafe { native::nt(a.mat(0, a.cols), b, out, accumulate) },
+        isa => widened_nt(isa, a.mat(0, a.cols), b, out, accumulate),
     }
 }
 
@@ -56,23 +144,26 @@ fn widened_nt(isa: Isa, a: Mat<bf16>, b: Mat<bf16>, out: &mut OutMat, accumulate
     super::nt_with(isa, Mat::new(&left, a.rows, a.cols), Mat::new(&right, b.rows, b.cols), out, accumulate);
 }
 
-/// `out = a · b`, or `out += a · b`: `a` is `(m, k)` in pairs along `k`, `b` is `(k, n)` in pairs along `k`, so
-/// `(k/2, n)` pairs; `out` is `(m, n)`.
-pub fn nn(a: Mat<Pair>, b: Mat<Pair>, out: &mut OutMat, accumulate: bool) {
-    nn_with(Isa::chosen(), a, b, out, accumulate);
-}
-
-pub(super) fn nn_with(isa: Isa, a: Mat<Pair>, b: Mat<Pair>, out: &mut OutMat, accumulate: bool) {
-    assert!(a.cols == b.rows && a.rows == out.rows && b.cols == out.cols, "shapes differ");
-    match isa {
-        // SAFETY: as in `nt_with`.
+/// `out = a · b`, or `out += a · b`: of `a` those columns from the given one on, a multiple of [`LINE`], that `b` has
+/// rows for; `b` is `(k, n)` in pairs along `k`, so `(k/2, n)` pairs, of which the last may go over the end of `a`'s
+/// rows with a zero; `out` is `(m, n)`.
+pub fn nn(a: &Rows, from: usize, b: Mat<Pair>, out: &mut OutMat, accumulate: bool) {
+    assert!(a.rows == out.rows && b.cols == out.cols, "shapes differ");
+    assert!(from.is_multiple_of(LINE) && from + 2 * b.rows <= a.cols.next_multiple_of(2), "columns outside the rows");
+    match a.isa {
+        // SAFETY: as in `nt`.
         #[cfg(target_arch = "x86_64")]
-        Isa::Amx => unsafe { amx::nn(a, b, out, accumulate) },
+        Isa::Amx => unsafe { amx::nn(&a.lines, a.cols, from, b, out, accumulate) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        isa if has_native(isa) => unsafe { native::nn(a, b, out, accumulate) },
-        isa => widened_nn(isa, a, b, out, accumulate),
+        isa if has_native(isa) => unsafe { native::nn(pairs(a.mat(from, 2 * b.rows)), b, out, accumulate) },
+        isa => widened_nn(isa, pairs(a.mat(from, 2 * b.rows)), b, out, accumulate),
     }
+}
+
+/// Rows of whole lines in pairs.
+fn pairs(x: Mat<bf16>) -> Mat<Pair> {
+    Mat::strided(x.data.as_chunks::<2>().0, x.rows, x.cols / 2, x.stride / 2)
 }
 
 fn widened_nn(isa: Isa, a: Mat<Pair>, b: Mat<Pair>, out: &mut OutMat, accumulate: bool) {

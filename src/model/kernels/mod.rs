@@ -18,7 +18,7 @@ pub mod int8;
 
 pub use wide::Wide;
 
-use std::sync::OnceLock;
+use std::{mem::MaybeUninit, sync::OnceLock};
 
 /// A set of instructions that the kernels are written for, the better ones behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -147,6 +147,11 @@ impl Out {
         Self { start: data.as_mut_ptr(), len: data.len(), stride }
     }
 
+    /// Of a buffer that nothing was written to: only for products that do not add to it.
+    pub fn fresh(data: &mut [MaybeUninit<f32>], stride: usize) -> Self {
+        Self { start: data.as_mut_ptr().cast(), len: data.len(), stride }
+    }
+
     /// The matrix `rows × cols` that starts at an offset of the buffer.
     ///
     /// # Safety
@@ -156,6 +161,18 @@ impl Out {
         // SAFETY: the offset is inside the buffer, by the assertion.
         OutMat { data: unsafe { self.start.add(offset) }, rows, cols, stride: self.stride }
     }
+}
+
+/// A buffer that is written once: without zeros before.
+///
+/// # Safety
+/// `fill` writes every place.
+pub unsafe fn filled<T: Copy>(len: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
+    let mut data = Vec::with_capacity(len);
+    fill(&mut data.spare_capacity_mut()[..len]);
+    // SAFETY: by the caller.
+    unsafe { data.set_len(len) };
+    data
 }
 
 /// A part of an output that one call may write.

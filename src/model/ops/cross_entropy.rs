@@ -78,8 +78,7 @@ impl CustomOp1 for CrossEntropy {
                 correct += usize::from(is_best);
             }
             if self.with_gradient {
-                let mut dx = vec![0.0; n * h];
-                self.weight.backward(Mat::new(scores, n, vocab), &mut dx, false);
+                let dx = self.weight.product_back(Mat::new(scores, n, vocab));
                 for (target, dx) in targets.iter().zip(dx.chunks(h)) {
                     let row = &mut gradient[target.row * h..(target.row + 1) * h];
                     row.iter_mut().zip(dx).for_each(|(g, d)| *g += d);

@@ -23,12 +23,7 @@ pub fn frozen_product(x: &Tensor, weight: &Arc<Weight>) -> Result<Vec<f32>> {
         return frozen_linear(x, weight)?.flatten_all()?.to_vec1();
     }
     let (m, k) = x.dims2()?;
-    let mut y = vec![0.0; m * weight.rows];
-    with([&x.contiguous()?], |[x]| {
-        weight.forward(Mat::new(x, m, k), &mut y);
-        Ok(())
-    })?;
-    Ok(y)
+    with([&x.contiguous()?], |[x]| Ok(weight.product(Mat::new(x, m, k))))
 }
 
 impl CustomOp1 for FrozenLinear {
@@ -41,9 +36,7 @@ impl CustomOp1 for FrozenLinear {
         if k != self.0.cols {
             candle_core::bail!("frozen linear: rows of {k}, not of {}", self.0.cols);
         }
-        let mut y = vec![0.0; m * self.0.rows];
-        self.0.forward(Mat::new(slice(storage, layout)?, m, k), &mut y);
-        output(y, (m, self.0.rows))
+        output(self.0.product(Mat::new(slice(storage, layout)?, m, k)), (m, self.0.rows))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
@@ -51,11 +44,7 @@ impl CustomOp1 for FrozenLinear {
             return Ok(None);
         }
         let (m, k) = x.dims2()?;
-        let mut dx = vec![0.0; m * k];
-        with([&g.contiguous()?], |[g]| {
-            self.0.backward(Mat::new(g, m, self.0.rows), &mut dx, false);
-            Ok(())
-        })?;
+        let dx = with([&g.contiguous()?], |[g]| Ok(self.0.product_back(Mat::new(g, m, self.0.rows))))?;
         Ok(Some(tensor(dx, (m, k))?))
     }
 }

@@ -123,10 +123,10 @@ impl CustomOp3 for LowRank {
         }
         let (x, a, b) = (slice(xs, xl)?, slice(sa, la)?, slice(sb, lb)?);
         let x = Mat::new(x, m, k);
-        let mut y = vec![0.0; m * n];
-        if let Some(weight) = &self.weight {
-            weight.forward(x, &mut y);
-        }
+        let mut y = match &self.weight {
+            Some(weight) => weight.product(x),
+            None => vec![0.0; m * n],
+        };
         Delta { a: Mat::new(a, r, k), b: Mat::new(b, n, r), scale: self.scale }.add(x, &mut y);
         output(y, (m, n))
     }
@@ -141,14 +141,17 @@ impl CustomOp3 for LowRank {
         g: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let ((m, k), (r, _), (n, _)) = (x.dims2()?, a.dims2()?, b.dims2()?);
-        let mut dx = if x.track_op() { vec![0.0; m * k] } else { Vec::new() };
-        let (da, db) = with([x, a, b, &g.contiguous()?], |[x, a, b, g]| {
+        let is_asked = x.track_op();
+        let (dx, da, db) = with([x, a, b, &g.contiguous()?], |[x, a, b, g]| {
             let (x, g) = (Mat::new(x, m, k), Mat::new(g, m, n));
-            if let Some(weight) = self.weight.as_ref().filter(|_| !dx.is_empty()) {
-                weight.backward(g, &mut dx, false);
-            }
+            let mut dx = match &self.weight {
+                Some(weight) if is_asked => weight.product_back(g),
+                None if is_asked => vec![0.0; m * k],
+                _ => Vec::new(),
+            };
             let delta = Delta { a: Mat::new(a, r, k), b: Mat::new(b, n, r), scale: self.scale };
-            Ok(delta.backward(x, g, &mut dx))
+            let (da, db) = delta.backward(x, g, &mut dx);
+            Ok((dx, da, db))
         })?;
         let dx = if dx.is_empty() { None } else { Some(tensor(dx, (m, k))?) };
         Ok((dx, Some(tensor(da, (r, k))?), Some(tensor(db, (n, r))?)))
