@@ -69,35 +69,32 @@ pub struct Rows {
     cols: usize,
 }
 
+/// Rows whose lines take turns, in the layout for AMX.
+const SIDE: usize = 16;
+
 impl Rows {
     pub fn narrow(x: Mat) -> Self {
-        Self::narrow_for(Isa::chosen(), x)
+        let isa = Isa::chosen();
+        Self::laid(isa, x, |lines| {
+            let per_chunk = (SIDE * x.cols.div_ceil(LINE)).max(1);
+            let chunks = lines.par_chunks_mut(per_chunk).enumerate();
+            chunks.for_each(|(t, lines)| lay(isa, x, SIDE * t, lines, narrow_lines));
+        })
     }
 
+    /// For any kernels, without asking which are chosen, and on this thread alone.
     pub(super) fn narrow_for(isa: Isa, x: Mat) -> Self {
-        const ROWS: usize = 16;
-        let per_row = x.cols.div_ceil(LINE);
-        let rows = if isa == Isa::Amx { x.rows.next_multiple_of(ROWS) } else { x.rows };
-        // SAFETY: every line of each row is written; those behind the last row are not there to be read, and are zeros.
-        let lines = unsafe {
-            filled(rows * per_row, |lines| {
-                lines.par_chunks_mut((ROWS * per_row).max(1)).enumerate().for_each(|(t, lines)| {
-                    let count = ROWS.min(x.rows - ROWS * t);
-                    for i in 0..count {
-                        let row = &x.data[(ROWS * t + i) * x.stride..][..x.cols];
-                        match isa {
-                            Isa::Amx => narrow_lines(row, &mut lines[i..], ROWS),
-                            _ => narrow_lines(row, &mut lines[i * per_row..][..per_row], 1),
-                        }
-                    }
-                    if isa == Isa::Amx {
-                        for tile in lines.chunks_mut(ROWS) {
-                            tile[count..].fill(MaybeUninit::new(Line::ZERO));
-                        }
-                    }
-                });
-            })
-        };
+        Self::laid(isa, x, |lines| {
+            let chunks = lines.chunks_mut((SIDE * x.cols.div_ceil(LINE)).max(1)).enumerate();
+            chunks.for_each(|(t, lines)| lay(isa, x, SIDE * t, lines, round_lines));
+        })
+    }
+
+    /// `fill` writes every line.
+    fn laid(isa: Isa, x: Mat, fill: impl FnOnce(&mut [MaybeUninit<Line>])) -> Self {
+        let rows = if isa == Isa::Amx { x.rows.next_multiple_of(SIDE) } else { x.rows };
+        // SAFETY: both callers lay all rows, sixteen at a time.
+        let lines = unsafe { filled(rows * x.cols.div_ceil(LINE), fill) };
         Self { isa, lines, rows: x.rows, cols: x.cols }
     }
 
@@ -108,16 +105,40 @@ impl Rows {
     }
 }
 
+/// Up to sixteen rows from `first` on, and for AMX zeros behind the last row.
+fn lay(
+    isa: Isa,
+    x: Mat,
+    first: usize,
+    lines: &mut [MaybeUninit<Line>],
+    narrow: fn(&[f32], &mut [MaybeUninit<Line>], usize),
+) {
+    let (count, per_row) = (SIDE.min(x.rows - first), x.cols.div_ceil(LINE));
+    for i in 0..count {
+        let row = &x.data[(first + i) * x.stride..][..x.cols];
+        match isa {
+            Isa::Amx => narrow(row, &mut lines[i..], SIDE),
+            _ => narrow(row, &mut lines[i * per_row..][..per_row], 1),
+        }
+    }
+    if isa == Isa::Amx {
+        lines.chunks_mut(SIDE).for_each(|tile| tile[count..].fill(MaybeUninit::new(Line::ZERO)));
+    }
+}
+
+#[inline(always)]
+fn round_lines(row: &[f32], lines: &mut [MaybeUninit<Line>], step: usize) {
+    for (x, line) in row.chunks(LINE).zip(lines.iter_mut().step_by(step)) {
+        let mut y = [bf16::ZERO; LINE];
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = round(*x));
+        line.write(Line(y));
+    }
+}
+
 by_isa! {
     /// A row's lines, `step` apart.
     pub fn narrow_lines(row: &[f32], lines: &mut [MaybeUninit<Line>], step: usize) {
-        for (x, line) in row.chunks(LINE).zip(lines.iter_mut().step_by(step)) {
-            let mut y = [bf16::ZERO; LINE];
-            for (y, x) in y.iter_mut().zip(x) {
-                *y = round(*x);
-            }
-            line.write(Line(y));
-        }
+        round_lines(row, lines, step);
     }
 }
 
