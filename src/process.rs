@@ -15,9 +15,13 @@ const KEPT: c_long = 60_000;
 /// # Safety
 /// No other thread has started.
 pub unsafe fn prepare() {
-    // candle's own pool spins between its loops and takes the cores from rayon's, on which the kernels run.
-    // SAFETY: by the caller.
-    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    // candle adds what gradients have in common with a pool of its own. It would spin between its loops and take the
+    // cores from rayon's, on which the kernels run; and waking many for one sum takes longer than the sum.
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(4)).to_string();
+    for (name, value) in [("CANDLE_NUM_THREADS", threads.as_str()), ("CANDLE_BARRIER_POOL_SPIN_LIMIT", "1")] {
+        // SAFETY: by the caller.
+        unsafe { std::env::set_var(name, value) };
+    }
     // SAFETY: sets a number among mimalloc's options, where the environment (`MIMALLOC_PURGE_DELAY`) has not.
     unsafe { mi_option_set_default(PURGE_DELAY, KEPT) };
 }

@@ -239,15 +239,12 @@ impl Weight {
     pub fn product(&self, x: Mat) -> Vec<f32> {
         // SAFETY: a product writes all rows and columns.
         let mut y = unsafe { kernels::filled(x.rows * self.rows, |y| self.write(x, Out::fresh(y, self.rows))) };
-        self.add_bias(&mut y);
+        if let Some(bias) = &self.bias {
+            for row in y.chunks_mut(self.rows) {
+                row.iter_mut().zip(bias.iter()).for_each(|(y, b)| *y += b);
+            }
+        }
         y
-    }
-
-    /// The same to where it is wanted, overwritten.
-    pub fn forward(&self, x: Mat, y: &mut [f32]) {
-        assert!(y.len() == x.rows * self.rows, "shapes differ");
-        self.write(x, Out::new(y, self.rows));
-        self.add_bias(y);
     }
 
     fn write(&self, x: Mat, y: Out) {
@@ -255,14 +252,6 @@ impl Weight {
         match int8::block_len(self.storage).filter(|_| self.compute == Compute::Int8) {
             Some(block) => self.forward_int8(x, block, y),
             None => self.forward_tiles(x, y),
-        }
-    }
-
-    fn add_bias(&self, y: &mut [f32]) {
-        if let Some(bias) = &self.bias {
-            for row in y.chunks_mut(self.rows) {
-                row.iter_mut().zip(bias.iter()).for_each(|(y, b)| *y += b);
-            }
         }
     }
 
@@ -332,16 +321,10 @@ impl Weight {
     /// `g W`: `g` is `(m, out)`, the result `(m, in)`.
     pub fn product_back(&self, g: Mat) -> Vec<f32> {
         // SAFETY: a product writes all rows and columns.
-        unsafe { kernels::filled(g.rows * self.cols, |dx| self.write_back(g, Out::fresh(dx, self.cols), false)) }
+        unsafe { kernels::filled(g.rows * self.cols, |dx| self.write_back(g, Out::fresh(dx, self.cols))) }
     }
 
-    /// `dx = g W`, or `dx += g W`.
-    pub fn backward(&self, g: Mat, dx: &mut [f32], accumulate: bool) {
-        assert!(dx.len() == g.rows * self.cols, "shapes differ");
-        self.write_back(g, Out::new(dx, self.cols), accumulate);
-    }
-
-    fn write_back(&self, g: Mat, out: Out, accumulate: bool) {
+    fn write_back(&self, g: Mat, out: Out) {
         assert!(g.cols == self.rows, "shapes differ");
         let narrowed = self.narrowed(g);
         let width = WIDTH.next_multiple_of(self.storage.block_len());
@@ -355,7 +338,7 @@ impl Weight {
                     let count = depth.min(self.rows - row);
                     // SAFETY: tasks write different columns, and the caller keeps the buffer.
                     let mut part = unsafe { out.part(col, g.rows, width) };
-                    let accumulate = accumulate || row > 0;
+                    let accumulate = row > 0;
                     match &narrowed {
                         None => {
                             let w = first(&mut scratch.wide, count * width);

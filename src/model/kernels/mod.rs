@@ -20,6 +20,8 @@ pub use wide::Wide;
 
 use std::{mem::MaybeUninit, sync::OnceLock};
 
+use rayon::prelude::*;
+
 /// A set of instructions that the kernels are written for, the better ones behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
@@ -173,6 +175,26 @@ pub unsafe fn filled<T: Copy>(len: usize, fill: impl FnOnce(&mut [MaybeUninit<T>
     // SAFETY: by the caller.
     unsafe { data.set_len(len) };
     data
+}
+
+/// A buffer that tasks fill, each a chunk of zeros.
+pub fn by_chunks(len: usize, chunk: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    let chunk = chunk.max(1);
+    // SAFETY: every chunk is zeros before anything else.
+    unsafe {
+        filled(len, |data| {
+            data.par_chunks_mut(chunk).enumerate().for_each(|(t, data)| {
+                data.fill(MaybeUninit::new(0.0));
+                fill(t, data.assume_init_mut());
+            });
+        })
+    }
+}
+
+/// Zeros, of large buffers by all threads.
+pub fn zeros(len: usize) -> Vec<f32> {
+    const CHUNK: usize = 1 << 16;
+    if len < 2 * CHUNK { vec![0.0; len] } else { by_chunks(len, CHUNK, |_, _| ()) }
 }
 
 /// A part of an output that one call may write.

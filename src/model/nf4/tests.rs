@@ -84,11 +84,7 @@ fn the_fast_product_is_near_the_exact_one() {
     let raw: Vec<u8> = floats(values).iter().flat_map(|x| x.to_le_bytes()).collect();
     let dense = Weight::new(Storage::F32, rows, cols, raw.into());
     let x: Vec<f32> = crate::domain::rng::Stream::new(3, 1).normals(7 * cols).collect();
-    let product = |weight: &Weight, x: &[f32]| {
-        let mut y = vec![0.0; x.len() / cols * rows];
-        weight.forward(Mat::new(x, x.len() / cols, cols), &mut y);
-        y
-    };
+    let product = |weight: &Weight, x: &[f32]| weight.product(Mat::new(x, x.len() / cols, cols));
     for storage in [Storage::NF4, Storage::NF4DQ] {
         let weight = dense.to_nf4(storage).unwrap();
         let fast = weight.computing(Compute::Int8);

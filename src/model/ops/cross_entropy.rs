@@ -64,13 +64,11 @@ impl CustomOp1 for CrossEntropy {
             candle_core::bail!("cross entropy: target {bad:?} is outside {rows} rows and {vocab} tokens");
         }
         let mut gradient = vec![0.0; if self.with_gradient { hidden.len() } else { 0 }];
-        let mut scores = vec![0.0; CHUNK.min(self.targets.len()) * vocab];
         let (mut loss, mut correct) = (0f64, 0);
         for targets in self.targets.chunks(CHUNK) {
             let n = targets.len();
             let x: Vec<f32> = targets.iter().flat_map(|t| &hidden[t.row * h..(t.row + 1) * h]).copied().collect();
-            let scores = &mut scores[..n * vocab];
-            self.weight.forward(Mat::new(&x, n, h), scores);
+            let mut scores = self.weight.product(Mat::new(&x, n, h));
             let losses: Vec<(f64, bool)> =
                 scores.par_chunks_mut(vocab).zip(targets).map(|(row, target)| row_loss(row, target)).collect();
             for ((nll, is_best), target) in losses.into_iter().zip(targets) {
@@ -78,7 +76,7 @@ impl CustomOp1 for CrossEntropy {
                 correct += usize::from(is_best);
             }
             if self.with_gradient {
-                let dx = self.weight.product_back(Mat::new(scores, n, vocab));
+                let dx = self.weight.product_back(Mat::new(&scores, n, vocab));
                 for (target, dx) in targets.iter().zip(dx.chunks(h)) {
                     let row = &mut gradient[target.row * h..(target.row + 1) * h];
                     row.iter_mut().zip(dx).for_each(|(g, d)| *g += d);

@@ -1,10 +1,9 @@
 //! Dropout that keeps no mask: the backward draws the same one again.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 
 use super::{is_composed, output, slice, tensor, with};
-use crate::domain::rng::Stream;
+use crate::{domain::rng::Stream, model::kernels::by_chunks};
 
 /// Numbers that one task takes; a multiple of the four that a stream draws at once.
 const CHUNK: usize = 4096;
@@ -28,15 +27,14 @@ pub fn dropout(x: &Tensor, p: f64, stream: Stream) -> Result<Tensor> {
 impl Dropout {
     fn apply(&self, x: &[f32]) -> Vec<f32> {
         let kept = (1.0 / (1.0 - self.p)) as f32;
-        let mut y = vec![0.0; x.len()];
-        y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).enumerate().for_each(|(chunk, (y, x))| {
+        by_chunks(x.len(), CHUNK, |chunk, y| {
+            let x = &x[chunk * CHUNK..][..y.len()];
             let uniforms = self.stream.uniforms_from((chunk * CHUNK) as u64, x.len());
             for ((y, x), u) in y.iter_mut().zip(x).zip(uniforms) {
                 // A product, so that what is not finite stays so.
                 *y = x * if f64::from(u) < self.p { 0.0 } else { kept };
             }
-        });
-        y
+        })
     }
 }
 

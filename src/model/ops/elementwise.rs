@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shap
 use rayon::prelude::*;
 
 use super::{composed, is_composed, output, slice, tensor, with};
-use crate::model::kernels::elementwise as kernel;
+use crate::model::kernels::{by_chunks, elementwise as kernel, zeros};
 
 /// Rows that one task takes.
 const ROWS: usize = 16;
@@ -31,9 +31,8 @@ impl CustomOp1 for RmsNorm {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, n) = (slice(storage, layout)?, self.weight.len());
-        let mut y = vec![0.0; x.len()];
-        y.par_chunks_mut(n * ROWS).zip(x.par_chunks(n * ROWS)).for_each(|(y, x)| {
-            for (y, x) in y.chunks_mut(n).zip(x.chunks(n)) {
+        let y = by_chunks(x.len(), n * ROWS, |t, y| {
+            for (y, x) in y.chunks_mut(n).zip(x[t * n * ROWS..].chunks(n)) {
                 kernel::rms_norm(x, &self.weight, self.eps, y);
             }
         });
@@ -42,15 +41,13 @@ impl CustomOp1 for RmsNorm {
 
     fn bwd(&self, x: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
         let n = self.weight.len();
-        let mut dx = vec![0.0; x.elem_count()];
-        with([x, &g.contiguous()?], |[x, g]| {
-            let arguments = x.par_chunks(n * ROWS).zip(g.par_chunks(n * ROWS));
-            dx.par_chunks_mut(n * ROWS).zip(arguments).for_each(|(dx, (x, g))| {
-                for ((dx, x), g) in dx.chunks_mut(n).zip(x.chunks(n)).zip(g.chunks(n)) {
+        let dx = with([x, &g.contiguous()?], |[x, g]| {
+            Ok(by_chunks(x.len(), n * ROWS, |t, dx| {
+                let [x, g] = [x, g].map(|numbers| numbers[t * n * ROWS..].chunks(n));
+                for ((dx, x), g) in dx.chunks_mut(n).zip(x).zip(g) {
                     kernel::rms_norm_backward(x, &self.weight, self.eps, g, dx);
                 }
-            });
-            Ok(())
+            }))
         })?;
         Ok(Some(tensor(dx, x.shape())?))
     }
@@ -89,9 +86,7 @@ impl CustomOp2 for Gated {
             Activation::Silu => kernel::swiglu,
             Activation::Gelu => kernel::geglu,
         };
-        let mut z = vec![0.0; gate.len()];
-        let arguments = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK));
-        z.par_chunks_mut(CHUNK).zip(arguments).for_each(|(z, (gate, up))| forward(gate, up, z));
+        let z = by_chunks(gate.len(), CHUNK, |t, z| forward(&gate[t * CHUNK..], &up[t * CHUNK..], z));
         output(z, lg.shape().clone())
     }
 
@@ -100,7 +95,7 @@ impl CustomOp2 for Gated {
             Activation::Silu => kernel::swiglu_backward,
             Activation::Gelu => kernel::geglu_backward,
         };
-        let (mut dgate, mut dup) = (vec![0.0; gate.elem_count()], vec![0.0; up.elem_count()]);
+        let (mut dgate, mut dup) = (zeros(gate.elem_count()), zeros(up.elem_count()));
         with([gate, up, &dz.contiguous()?], |[gate, up, dz]| {
             let arguments = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(dz.par_chunks(CHUNK));
             let results = dgate.par_chunks_mut(CHUNK).zip(dup.par_chunks_mut(CHUNK));
@@ -147,16 +142,16 @@ impl Rotation {
         Ok(self.tensors.get_or_init(|| tensors).clone())
     }
 
-    fn rotate(&self, x: &mut [f32], width: usize, sign: f32) {
-        let angles = self.cos.par_chunks(self.pairs * ROWS).zip(self.sin.par_chunks(self.pairs * ROWS));
-        x.par_chunks_mut(width * ROWS).zip(angles).for_each(|(x, (cos, sin))| {
-            let angles = cos.chunks(self.pairs).zip(sin.chunks(self.pairs));
-            for (row, (cos, sin)) in x.chunks_mut(width).zip(angles) {
+    fn rotated(&self, x: &[f32], width: usize, sign: f32) -> Vec<f32> {
+        by_chunks(x.len(), width * ROWS, |t, y| {
+            y.copy_from_slice(&x[t * width * ROWS..][..y.len()]);
+            let [cos, sin] = [&self.cos, &self.sin].map(|of| of[t * self.pairs * ROWS..].chunks(self.pairs));
+            for ((row, cos), sin) in y.chunks_mut(width).zip(cos).zip(sin) {
                 for head in row.chunks_mut(self.head_dim) {
                     kernel::rotate(&mut head[..2 * self.pairs], cos, sin, sign);
                 }
             }
-        });
+        })
     }
 }
 
@@ -177,15 +172,14 @@ impl CustomOp1 for Rope {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let mut y = slice(storage, layout)?.to_vec();
-        self.0.rotate(&mut y, layout.shape().dims2()?.1, 1.0);
+        let y = self.0.rotated(slice(storage, layout)?, layout.shape().dims2()?.1, 1.0);
         output(y, layout.shape().clone())
     }
 
     /// A rotation's gradient is the rotation back.
     fn bwd(&self, x: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-        let mut dx = with([&g.contiguous()?], |[g]| Ok(g.to_vec()))?;
-        self.0.rotate(&mut dx, x.dims2()?.1, -1.0);
+        let width = x.dims2()?.1;
+        let dx = with([&g.contiguous()?], |[g]| Ok(self.0.rotated(g, width, -1.0)))?;
         Ok(Some(tensor(dx, x.shape())?))
     }
 }

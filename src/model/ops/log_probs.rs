@@ -54,21 +54,18 @@ impl CustomOp1 for LogProbs {
         if let Some(bad) = self.targets.iter().find(|t| t.row >= rows || t.token as usize >= vocab) {
             candle_core::bail!("log-probs: target {bad:?} is outside {rows} rows and {vocab} tokens");
         }
-        let mut gradients = vec![0.0; if self.with_gradient { self.targets.len() * h } else { 0 }];
-        let mut scores = vec![0.0; CHUNK.min(self.targets.len()) * vocab];
+        let mut gradients = Vec::with_capacity(if self.with_gradient { self.targets.len() * h } else { 0 });
         let (mut values, mut correct) = (Vec::with_capacity(self.targets.len()), 0);
-        for (i, targets) in self.targets.chunks(CHUNK).enumerate() {
+        for targets in self.targets.chunks(CHUNK) {
             let n = targets.len();
             let x: Vec<f32> = targets.iter().flat_map(|t| &hidden[t.row * h..(t.row + 1) * h]).copied().collect();
-            let scores = &mut scores[..n * vocab];
-            self.weight.forward(Mat::new(&x, n, h), scores);
+            let mut scores = self.weight.product(Mat::new(&x, n, h));
             let losses: Vec<(f64, bool)> =
                 scores.par_chunks_mut(vocab).zip(targets).map(|(row, target)| row_loss(row, target)).collect();
             values.extend(losses.iter().map(|(nll, _)| -nll as f32));
             correct += losses.iter().filter(|(_, is_best)| *is_best).count();
             if self.with_gradient {
-                let part = &mut gradients[i * CHUNK * h..][..n * h];
-                self.weight.backward(Mat::new(scores, n, vocab), part, false);
+                gradients.extend(self.weight.product_back(Mat::new(&scores, n, vocab)));
             }
         }
         self.correct.store(correct, Ordering::Relaxed);

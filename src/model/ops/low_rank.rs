@@ -125,7 +125,7 @@ impl CustomOp3 for LowRank {
         let x = Mat::new(x, m, k);
         let mut y = match &self.weight {
             Some(weight) => weight.product(x),
-            None => vec![0.0; m * n],
+            None => kernels::zeros(m * n),
         };
         Delta { a: Mat::new(a, r, k), b: Mat::new(b, n, r), scale: self.scale }.add(x, &mut y);
         output(y, (m, n))
@@ -146,7 +146,7 @@ impl CustomOp3 for LowRank {
             let (x, g) = (Mat::new(x, m, k), Mat::new(g, m, n));
             let mut dx = match &self.weight {
                 Some(weight) if is_asked => weight.product_back(g),
-                None if is_asked => vec![0.0; m * k],
+                None if is_asked => kernels::zeros(m * k),
                 _ => Vec::new(),
             };
             let delta = Delta { a: Mat::new(a, r, k), b: Mat::new(b, n, r), scale: self.scale };

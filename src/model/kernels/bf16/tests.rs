@@ -74,13 +74,20 @@ fn products_agree_with_f64() {
                 agrees(&format!("{isa:?} nt {m} {n} {k}"), (&a, &b), (m, n), nt);
                 // The columns behind the first two lines, in pairs, of which an odd reduction's last ends with a zero.
                 for from in [0, 64].into_iter().filter(|from| *from < k) {
-                    let rest = Numbers { wide: b.wide.chunks(k).flat_map(|row| &row[from..]).copied().collect(), cols: k - from };
+                    let rest = Numbers {
+                        wide: b.wide.chunks(k).flat_map(|row| &row[from..]).copied().collect(),
+                        cols: k - from,
+                    };
                     let mut pairs = vec![[bf16::INFINITY; 2]; (k - from).div_ceil(2) * (n + 5)];
                     for (p, pairs) in pairs.chunks_mut(n + 5).enumerate() {
-                        let column = |q: usize| (0..n).map(|j| rest.row(j).get(q).copied().unwrap_or(0.0)).collect::<Vec<_>>();
+                        let column =
+                            |q: usize| (0..n).map(|j| rest.row(j).get(q).copied().unwrap_or(0.0)).collect::<Vec<_>>();
                         interleave(&column(2 * p), &column(2 * p + 1), &mut pairs[..n]);
                     }
-                    let left = Numbers { wide: a.wide.chunks(k).flat_map(|row| &row[from..]).copied().collect(), cols: k - from };
+                    let left = Numbers {
+                        wide: a.wide.chunks(k).flat_map(|row| &row[from..]).copied().collect(),
+                        cols: k - from,
+                    };
                     let nn = |rows: std::ops::Range<usize>, out: &mut OutMat, accumulate: bool| {
                         let right = Mat::strided(&pairs, (k - from).div_ceil(2), n, n + 5);
                         nn(&a.left(isa, rows, 4), from, right, out, accumulate);

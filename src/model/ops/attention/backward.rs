@@ -17,7 +17,7 @@ impl Attention {
     /// their order, whoever was first.
     pub(super) fn backward(&self, spans: &[Span], [q, k, v, g]: [&[f32]; 4]) -> [Vec<f32>; 3] {
         let (d, kv) = (self.head_dim, self.kv_heads * self.head_dim);
-        let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
+        let (mut dq, mut dk, mut dv) = (kernels::zeros(q.len()), kernels::zeros(k.len()), kernels::zeros(v.len()));
         let out = Out::new(&mut dq, self.heads * d);
         // Made here, since who measures a run's memory counts what its own thread takes and gives back.
         let zeros = |s: usize| [(); 2].map(|()| vec![0.0; spans[s].seen() * d]);

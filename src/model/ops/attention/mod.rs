@@ -154,7 +154,7 @@ impl Attention {
     /// `blocks` are each span's keys and values.
     fn forward(&self, q: &[f32], spans: &[Span], blocks: &[Vec<Block>], gates: Option<&[f32]>) -> Vec<f32> {
         let (d, width) = (self.head_dim, self.heads * self.head_dim);
-        let mut result = vec![0.0; q.len()];
+        let mut result = kernels::zeros(q.len());
         let out = Out::new(&mut result, width);
         self.tasks(spans).into_par_iter().for_each(|(s, head, rows)| {
             let span = &spans[s];
