@@ -1,5 +1,6 @@
-//! Whether kernels multiply as the portable ones do, asked once before they are chosen: some have never run on a machine
-//! of ours.
+//! Whether kernels multiply as the portable ones do, asked once before they are chosen: few machines have all of them.
+//!
+//! The answer is asked for while kernels are chosen, so nothing here may ask which are, nor wait for other threads.
 
 use half::bf16;
 

@@ -83,8 +83,8 @@ impl Isa {
         if *CHOSEN.get_or_init(|| *isa) == *isa { Ok(()) } else { Err("the CPU kernels were chosen before".to_owned()) }
     }
 
-    /// The kernels in use: unless some were forced, the best that multiply as they should: no machine of ours has all
-    /// of them.
+    /// The kernels in use: unless some were forced, the best that multiply as they should: machines differ in more than
+    /// was tried.
     pub fn chosen() -> Isa {
         let is_sound = |isa: &Isa| {
             let is_sound = check::is_sound(*isa);
