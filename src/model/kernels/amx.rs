@@ -210,26 +210,19 @@ unsafe fn lay(b: Mat<bf16>, j: usize, lines: &mut [Line]) {
 /// # Safety
 /// [`is_here`]; both sides have so many pairs; `out` has the rows of the left and the columns of the right.
 unsafe fn product(left: Left, right: Right, pairs: usize, out: &mut OutMat, add: bool) {
-    /// What two tiles of rows take of the first-level cache: of longer sums parts go through the output.
-    const STEPS: usize = 20;
     if pairs == 0 && !add {
         (0..out.rows).for_each(|i| out.row(i).fill(0.0));
     }
     let (whole, rest) = (pairs / SIDE, pairs % SIDE);
-    let steps = whole.div_ceil(whole.div_ceil(STEPS).max(1)).max(1);
     // SAFETY: by the caller; nothing called below uses tiles.
     unsafe {
         let mut tiles = Tiles::new();
-        let from = |done: usize| {
-            let right = Right { data: right.data.add(SIDE * done * right.stride), ..right };
-            (Left { data: left.data.add(TILE * done), ..left }, right)
-        };
-        for done in (0..whole).step_by(steps) {
-            let (left, right) = from(done);
-            pass(&mut tiles, left, right, out, SIDE, steps.min(whole - done), add || done > 0);
+        if whole > 0 {
+            pass(&mut tiles, left, right, out, SIDE, whole, add);
         }
         if rest > 0 {
-            let (left, right) = from(whole);
+            let right = Right { data: right.data.add(SIDE * whole * right.stride), ..right };
+            let left = Left { data: left.data.add(TILE * whole), ..left };
             pass(&mut tiles, left, right, out, rest, 1, add || whole > 0);
         }
     }

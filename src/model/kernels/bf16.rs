@@ -27,9 +27,10 @@ fn has_native(isa: Isa) -> bool {
     false
 }
 
-/// Rows of the right side of [`nt`] that are best given at once.
+/// Rows of the right side of [`nt`] that are best given at once: two tiles of AMX and not more, which stay nearer than the
+/// left side that passes by.
 pub fn full_rows() -> usize {
-    if Isa::chosen() == Isa::Amx { 96 } else { 4 }
+    if Isa::chosen() == Isa::Amx { 32 } else { 4 }
 }
 
 /// Rows of the right side of [`nn`] that are given at once: whole tiles, as many as the second-level cache keeps of
