@@ -145,7 +145,8 @@ async fn ten_thousand_adapters_cost_little_memory() {
         client.post(CHAT, &chat(&model)).await.ok();
         client.get("/v1/adapters?limit=100").await.ok()
     };
-    for _ in 0..5 {
+    // As often as below, so that what every thread's requests take once is there.
+    for _ in 0..100 {
         used().await;
     }
     let before = resident(server.process());
