@@ -325,7 +325,8 @@ impl Weight {
     }
 
     fn write_back(&self, g: Mat, out: Out) {
-        assert!(g.cols == self.rows, "shapes differ");
+        // Of no rows nothing would be written.
+        assert!(g.cols == self.rows && self.rows > 0, "shapes differ");
         let narrowed = self.narrowed(g);
         let width = WIDTH.next_multiple_of(self.storage.block_len());
         // Whole steps of every kernel.

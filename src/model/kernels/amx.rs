@@ -27,7 +27,7 @@ use super::{
 };
 
 /// Rows of a tile, words of one of its rows.
-pub(super) const SIDE: usize = 16;
+pub(super) use super::bf16::SIDE;
 
 /// Whether the machine has tiles, with bf16 and int8 products, and the kernel lets this process use them, which it has
 /// to be asked for once. The machine has AVX-512.

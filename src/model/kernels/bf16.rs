@@ -70,8 +70,8 @@ pub struct Rows {
     cols: usize,
 }
 
-/// Rows whose lines take turns, in the layout for AMX.
-const SIDE: usize = 16;
+/// Rows whose lines take turns, in the layout for AMX: those of a tile.
+pub(super) const SIDE: usize = 16;
 
 impl Rows {
     pub fn narrow(x: Mat) -> Self {
