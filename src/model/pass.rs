@@ -192,7 +192,7 @@ impl Pass {
             self.attend(base, (layer, prefixes), &h, [&q, &k, &v])?
         };
         let attended = self.linear(layer, Site::O, &attended, &weights.o)?;
-        let x = (x + normed(attended, &weights.attention_out_norm, base.eps)?)?;
+        let x = ops::add(x, &normed(attended, &weights.attention_out_norm, base.eps)?)?;
 
         let h = self.norm(Norm::Mlp(layer), &x, &weights.mlp_norm, base.eps)?;
         let gate = self.linear(layer, Site::Gate, &h, &weights.mlp.gate)?;
@@ -208,7 +208,7 @@ impl Pass {
         let m = normed(m, &weights.mlp_out_norm, base.eps)?;
         let m = self.crowd().after(layer, &x, m)?;
         let m = self.map(m, |group, hook, m| hook.after(self.at(layer, group), &part(&x, &group.rows)?, m))?;
-        &x + m
+        ops::add(&x, &m)
     }
 
     /// The hidden rows of tokens, without the virtual ones.

@@ -8,14 +8,11 @@
 
 use std::iter;
 
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, Var,
-    backend::{BackendDevice, BackendStorage},
-    backprop::GradStore,
-};
+use candle_core::{Result, Tensor, Var, backprop::GradStore};
 
 use super::{
     Base, Batch, Taken,
+    ops::seed,
     pass::{Pass, Prefix},
 };
 
@@ -147,30 +144,4 @@ fn sum(seeds: Vec<Tensor>) -> Result<Option<Tensor>> {
 /// The same numbers without what they come from; a variable if a gradient has to go on there.
 pub(super) fn leaf(x: &Tensor) -> Result<Tensor> {
     if x.track_op() { Ok(Var::from_tensor(&x.detach())?.into_inner()) } else { Ok(x.clone()) }
-}
-
-/// A scalar whose gradient for `y` is the one given.
-fn seed(y: &Tensor, gradient: Tensor) -> Result<Tensor> {
-    y.apply_op1(Seed(gradient))
-}
-
-struct Seed(Tensor);
-
-impl CustomOp1 for Seed {
-    fn name(&self) -> &'static str {
-        "seed"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(vec![0.0]), Shape::from(())))
-    }
-
-    fn cuda_fwd(&self, y: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        let shape = Shape::from(());
-        Ok((y.device().zeros_impl(&shape, DType::F32)?, shape))
-    }
-
-    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(self.0.clone()))
-    }
 }

@@ -197,6 +197,20 @@ pub fn zeros(len: usize) -> Vec<f32> {
     if len < 2 * CHUNK { vec![0.0; len] } else { by_chunks(len, CHUNK, |_, _| ()) }
 }
 
+/// `a + b`, by all threads where they are long.
+pub fn sum(a: &[f32], b: &[f32]) -> Vec<f32> {
+    const CHUNK: usize = 1 << 14;
+    assert_eq!(a.len(), b.len());
+    // SAFETY: every number is written.
+    unsafe {
+        filled(a.len(), |data| {
+            data.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK))).for_each(|(data, (a, b))| {
+                data.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| _ = sum.write(a + b));
+            });
+        })
+    }
+}
+
 /// A part of an output that one call may write.
 pub struct OutMat {
     data: *mut f32,

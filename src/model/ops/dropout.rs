@@ -1,8 +1,8 @@
 //! Dropout that keeps no mask: the backward draws the same one again.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{Result, Tensor};
 
-use super::{is_composed, output, slice, tensor, with};
+use super::{graph::node, is_composed, tensor, with};
 use crate::{domain::rng::Stream, model::kernels::by_chunks};
 
 /// Numbers that one task takes; a multiple of the four that a stream draws at once.
@@ -21,7 +21,12 @@ pub fn dropout(x: &Tensor, p: f64, stream: Stream) -> Result<Tensor> {
         let mask = op.apply(&vec![1.0; x.elem_count()]);
         return x * Tensor::from_vec(mask, x.shape(), x.device())?;
     }
-    x.contiguous()?.apply_op1(op)
+    let x = x.contiguous()?;
+    let (y, shape) = (with([&x], |[x]| Ok(op.apply(x)))?, x.shape().clone());
+    node("dropout", (y, shape.clone()), [&x], [], move |g, [], _| {
+        let dx = with([g], |[g]| Ok(op.apply(g)))?;
+        Ok([Some(tensor(dx, shape)?)])
+    })
 }
 
 impl Dropout {
@@ -35,20 +40,5 @@ impl Dropout {
                 *y = x * if f64::from(u) < self.p { 0.0 } else { kept };
             }
         })
-    }
-}
-
-impl CustomOp1 for Dropout {
-    fn name(&self) -> &'static str {
-        "dropout"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        output(self.apply(slice(storage, layout)?), layout.shape().clone())
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-        let dx = with([&g.contiguous()?], |[g]| Ok(self.apply(g)))?;
-        Ok(Some(tensor(dx, x.shape())?))
     }
 }

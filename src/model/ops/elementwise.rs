@@ -2,55 +2,39 @@
 
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor};
+use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
-use super::{composed, is_composed, output, slice, tensor, with};
+use super::{composed, graph::node, is_composed, tensor, with};
 use crate::model::kernels::{by_chunks, elementwise as kernel, zeros};
 
 /// Rows that one task takes.
 const ROWS: usize = 16;
-
-struct RmsNorm {
-    weight: Arc<Vec<f32>>,
-    eps: f32,
-}
 
 /// `y = x · w / √(mean x² + ε)` over groups of `w.len()` along the last dimension (whole rows, or heads).
 pub fn rms_norm(x: &Tensor, weight: &Arc<Vec<f32>>, eps: f32) -> Result<Tensor> {
     if is_composed(x) {
         return composed::rms_norm(x, &Tensor::new(weight.as_slice(), x.device())?, eps);
     }
-    x.contiguous()?.apply_op1(RmsNorm { weight: weight.clone(), eps })
-}
-
-impl CustomOp1 for RmsNorm {
-    fn name(&self) -> &'static str {
-        "rms-norm"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (x, n) = (slice(storage, layout)?, self.weight.len());
-        let y = by_chunks(x.len(), n * ROWS, |t, y| {
+    let (x, weight, n) = (x.contiguous()?, weight.clone(), weight.len());
+    let y = with([&x], |[x]| {
+        Ok(by_chunks(x.len(), n * ROWS, |t, y| {
             for (y, x) in y.chunks_mut(n).zip(x[t * n * ROWS..].chunks(n)) {
-                kernel::rms_norm(x, &self.weight, self.eps, y);
+                kernel::rms_norm(x, &weight, eps, y);
             }
-        });
-        output(y, layout.shape().clone())
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-        let n = self.weight.len();
-        let dx = with([x, &g.contiguous()?], |[x, g]| {
+        }))
+    })?;
+    node("rms-norm", (y, x.shape()), [&x], [&x], move |g, [x], _| {
+        let dx = with([&x, g], |[x, g]| {
             Ok(by_chunks(x.len(), n * ROWS, |t, dx| {
                 let [x, g] = [x, g].map(|numbers| numbers[t * n * ROWS..].chunks(n));
                 for ((dx, x), g) in dx.chunks_mut(n).zip(x).zip(g) {
-                    kernel::rms_norm_backward(x, &self.weight, self.eps, g, dx);
+                    kernel::rms_norm_backward(x, &weight, eps, g, dx);
                 }
             }))
         })?;
-        Ok(Some(tensor(dx, x.shape())?))
-    }
+        Ok([Some(tensor(dx, x.shape())?)])
+    })
 }
 
 /// What a gate goes through (GLU variants, arXiv 2002.05202).
@@ -62,49 +46,36 @@ pub enum Activation {
     Gelu,
 }
 
-struct Gated(Activation);
-
 /// `act(gate) ⊙ up`
 pub fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if is_composed(gate) {
         return composed::gated(activation, gate, up);
     }
-    gate.contiguous()?.apply_op2(&up.contiguous()?, Gated(activation))
-}
-
-/// Numbers that one task takes.
-const CHUNK: usize = 8192;
-
-impl CustomOp2 for Gated {
-    fn name(&self) -> &'static str {
-        "gated"
-    }
-
-    fn cpu_fwd(&self, sg: &CpuStorage, lg: &Layout, su: &CpuStorage, lu: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (gate, up) = (slice(sg, lg)?, slice(su, lu)?);
-        let forward = match self.0 {
-            Activation::Silu => kernel::swiglu,
-            Activation::Gelu => kernel::geglu,
-        };
-        let z = by_chunks(gate.len(), CHUNK, |t, z| forward(&gate[t * CHUNK..], &up[t * CHUNK..], z));
-        output(z, lg.shape().clone())
-    }
-
-    fn bwd(&self, gate: &Tensor, up: &Tensor, _: &Tensor, dz: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let backward = match self.0 {
-            Activation::Silu => kernel::swiglu_backward,
-            Activation::Gelu => kernel::geglu_backward,
-        };
+    let (forward, backward): (Forward, Backward) = match activation {
+        Activation::Silu => (kernel::swiglu, kernel::swiglu_backward),
+        Activation::Gelu => (kernel::geglu, kernel::geglu_backward),
+    };
+    let (gate, up) = (gate.contiguous()?, up.contiguous()?);
+    let z = with([&gate, &up], |[gate, up]| {
+        Ok(by_chunks(gate.len(), CHUNK, |t, z| forward(&gate[t * CHUNK..], &up[t * CHUNK..], z)))
+    })?;
+    node("gated", (z, gate.shape()), [&gate, &up], [&gate, &up], move |dz, [gate, up], _| {
         let (mut dgate, mut dup) = (zeros(gate.elem_count()), zeros(up.elem_count()));
-        with([gate, up, &dz.contiguous()?], |[gate, up, dz]| {
+        with([&gate, &up, dz], |[gate, up, dz]| {
             let arguments = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(dz.par_chunks(CHUNK));
             let results = dgate.par_chunks_mut(CHUNK).zip(dup.par_chunks_mut(CHUNK));
             results.zip(arguments).for_each(|((dgate, dup), ((gate, up), dz))| backward(gate, up, dz, dgate, dup));
             Ok(())
         })?;
-        Ok((Some(tensor(dgate, gate.shape())?), Some(tensor(dup, up.shape())?)))
-    }
+        Ok([Some(tensor(dgate, gate.shape())?), Some(tensor(dup, up.shape())?)])
+    })
 }
+
+type Forward = fn(&[f32], &[f32], &mut [f32]);
+type Backward = fn(&[f32], &[f32], &[f32], &mut [f32], &mut [f32]);
+
+/// Numbers that one task takes.
+const CHUNK: usize = 8192;
 
 /// Cosines and sines of some rows, `(rows, pairs)` each.
 pub struct Rotation {
@@ -155,31 +126,17 @@ impl Rotation {
     }
 }
 
-struct Rope(Arc<Rotation>);
-
 /// Rotates every head of every row, halves against halves.
 pub fn rope(x: &Tensor, rotation: &Arc<Rotation>) -> Result<Tensor> {
     if is_composed(x) {
         let [cos, sin] = rotation.on(x.device())?;
         return composed::rope(x, [&cos, &sin], rotation.head_dim);
     }
-    x.contiguous()?.apply_op1(Rope(rotation.clone()))
-}
-
-impl CustomOp1 for Rope {
-    fn name(&self) -> &'static str {
-        "rope"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let y = self.0.rotated(slice(storage, layout)?, layout.shape().dims2()?.1, 1.0);
-        output(y, layout.shape().clone())
-    }
-
-    /// A rotation's gradient is the rotation back.
-    fn bwd(&self, x: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-        let width = x.dims2()?.1;
-        let dx = with([&g.contiguous()?], |[g]| Ok(self.0.rotated(g, width, -1.0)))?;
-        Ok(Some(tensor(dx, x.shape())?))
-    }
+    let (x, (m, width), rotation) = (x.contiguous()?, x.dims2()?, rotation.clone());
+    let y = with([&x], |[x]| Ok(rotation.rotated(x, width, 1.0)))?;
+    // A rotation's gradient is the rotation back.
+    node("rope", (y, (m, width)), [&x], [], move |g, [], _| {
+        let dx = with([g], |[g]| Ok(rotation.rotated(g, width, -1.0)))?;
+        Ok([Some(tensor(dx, (m, width))?)])
+    })
 }

@@ -2,27 +2,21 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::{composed, frozen_linear, is_composed, output, slice, tensor, with};
+use super::{composed, frozen_linear, graph::node, is_composed, tensor, with};
 use crate::model::{
     kernels::{self, Mat, Out, OutMat},
     weight::Weight,
 };
-
-/// With W it is the whole linear; without, the change alone.
-struct LowRank {
-    weight: Option<Arc<Weight>>,
-    scale: f32,
-}
 
 /// `x Wᵀ + s · (x Aᵀ) Bᵀ` with gradients for `x: (m, in)`, `a: (r, in)` and `b: (out, r)`.
 pub fn low_rank_linear(x: &Tensor, weight: &Arc<Weight>, a: &Tensor, b: &Tensor, scale: f32) -> Result<Tensor> {
     if is_composed(x) {
         return frozen_linear(x, weight)? + composed::low_rank_delta(x, a, b, scale)?;
     }
-    x.contiguous()?.apply_op3(&a.contiguous()?, &b.contiguous()?, LowRank { weight: Some(weight.clone()), scale })
+    changed(x, Some(weight), [a, b], scale)
 }
 
 /// `s · (x Aᵀ) Bᵀ`, the same bits as the change inside [`low_rank_linear`].
@@ -30,7 +24,40 @@ pub fn low_rank_delta(x: &Tensor, a: &Tensor, b: &Tensor, scale: f32) -> Result<
     if is_composed(x) {
         return composed::low_rank_delta(x, a, b, scale);
     }
-    x.contiguous()?.apply_op3(&a.contiguous()?, &b.contiguous()?, LowRank { weight: None, scale })
+    changed(x, None, [a, b], scale)
+}
+
+/// With W it is the whole linear; without, the change alone.
+fn changed(x: &Tensor, weight: Option<&Arc<Weight>>, [a, b]: [&Tensor; 2], scale: f32) -> Result<Tensor> {
+    let ((m, k), (r, ka), (n, rb)) = (x.dims2()?, a.dims2()?, b.dims2()?);
+    if k != ka || r != rb || !weight.is_none_or(|w| w.cols == k && w.rows == n) {
+        candle_core::bail!("low-rank linear: x is ({m}, {k}), A ({r}, {ka}), B ({n}, {rb})");
+    }
+    let (x, a, b, weight) = (x.contiguous()?, a.contiguous()?, b.contiguous()?, weight.cloned());
+    let y = with([&x, &a, &b], |[x, a, b]| {
+        let x = Mat::new(x, m, k);
+        let mut y = match &weight {
+            Some(weight) => weight.product(x),
+            None => kernels::zeros(m * n),
+        };
+        Delta { a: Mat::new(a, r, k), b: Mat::new(b, n, r), scale }.add(x, &mut y);
+        Ok(y)
+    })?;
+    // `dx = gW`, and the change's own gradients.
+    node("low-rank-linear", (y, (m, n)), [&x, &a, &b], [&x, &a, &b], move |g, [x, a, b], [is_asked, ..]| {
+        let (dx, da, db) = with([&x, &a, &b, g], |[x, a, b, g]| {
+            let (x, g) = (Mat::new(x, m, k), Mat::new(g, m, n));
+            let mut dx = match &weight {
+                Some(weight) if is_asked => weight.product_back(g),
+                None if is_asked => kernels::zeros(m * k),
+                _ => Vec::new(),
+            };
+            let (da, db) = Delta { a: Mat::new(a, r, k), b: Mat::new(b, n, r), scale }.backward(x, g, &mut dx);
+            Ok((dx, da, db))
+        })?;
+        let dx = is_asked.then(|| tensor(dx, (m, k))).transpose()?;
+        Ok([dx, Some(tensor(da, (r, k))?), Some(tensor(db, (n, r))?)])
+    })
 }
 
 /// `out (+)= left · right` in parallel over columns of `right`.
@@ -99,61 +126,5 @@ impl Delta<'_> {
         let mut dbt = vec![0.0; r * n];
         wide(Mat::new(&kernels::transpose(Mat::new(&u, m, r)), r, m), g, &mut dbt, false);
         (da, kernels::transpose(Mat::new(&dbt, r, n)))
-    }
-}
-
-impl CustomOp3 for LowRank {
-    fn name(&self) -> &'static str {
-        "low-rank-linear"
-    }
-
-    fn cpu_fwd(
-        &self,
-        xs: &CpuStorage,
-        xl: &Layout,
-        sa: &CpuStorage,
-        la: &Layout,
-        sb: &CpuStorage,
-        lb: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let ((m, k), (r, ka), (n, rb)) = (xl.shape().dims2()?, la.shape().dims2()?, lb.shape().dims2()?);
-        let fits = self.weight.as_ref().is_none_or(|w| w.cols == k && w.rows == n);
-        if k != ka || r != rb || !fits {
-            candle_core::bail!("low-rank linear: x is ({m}, {k}), A ({r}, {ka}), B ({n}, {rb})");
-        }
-        let (x, a, b) = (slice(xs, xl)?, slice(sa, la)?, slice(sb, lb)?);
-        let x = Mat::new(x, m, k);
-        let mut y = match &self.weight {
-            Some(weight) => weight.product(x),
-            None => kernels::zeros(m * n),
-        };
-        Delta { a: Mat::new(a, r, k), b: Mat::new(b, n, r), scale: self.scale }.add(x, &mut y);
-        output(y, (m, n))
-    }
-
-    /// `dx = gW`, and the change's own gradients.
-    fn bwd(
-        &self,
-        x: &Tensor,
-        a: &Tensor,
-        b: &Tensor,
-        _: &Tensor,
-        g: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let ((m, k), (r, _), (n, _)) = (x.dims2()?, a.dims2()?, b.dims2()?);
-        let is_asked = x.track_op();
-        let (dx, da, db) = with([x, a, b, &g.contiguous()?], |[x, a, b, g]| {
-            let (x, g) = (Mat::new(x, m, k), Mat::new(g, m, n));
-            let mut dx = match &self.weight {
-                Some(weight) if is_asked => weight.product_back(g),
-                None if is_asked => kernels::zeros(m * k),
-                _ => Vec::new(),
-            };
-            let delta = Delta { a: Mat::new(a, r, k), b: Mat::new(b, n, r), scale: self.scale };
-            let (da, db) = delta.backward(x, g, &mut dx);
-            Ok((dx, da, db))
-        })?;
-        let dx = if dx.is_empty() { None } else { Some(tensor(dx, (m, k))?) };
-        Ok((dx, Some(tensor(da, (r, k))?), Some(tensor(db, (n, r))?)))
     }
 }

@@ -10,6 +10,7 @@ pub mod composed;
 mod cross_entropy;
 mod dropout;
 mod elementwise;
+mod graph;
 mod grouped;
 mod linear;
 mod log_probs;
@@ -21,6 +22,7 @@ pub use attention::{Attention, Block, Span, attend_cached, attention};
 pub use cross_entropy::{cross_entropy, dense_cross_entropy};
 pub use dropout::dropout;
 pub use elementwise::{Activation, Rotation, gated, rms_norm, rope};
+pub use graph::{add, saved, seed};
 pub use grouped::grouped_low_rank;
 pub use linear::{frozen_linear, frozen_product};
 pub use log_probs::{dense_log_probs, log_probs};
@@ -33,7 +35,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use candle_core::{CpuStorage, Device, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{Device, Layout, Result, Shape, Storage, Tensor};
 
 static COMPOSED: AtomicBool = AtomicBool::new(false);
 
@@ -50,14 +52,6 @@ pub(super) fn is_composed_on(device: &Device) -> bool {
     !device.is_cpu() || COMPOSED.load(Ordering::Relaxed)
 }
 
-/// The numbers of a contiguous f32 tensor.
-pub(super) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
-        None => candle_core::bail!("a fused op needs contiguous rows"),
-    }
-}
-
 /// The numbers of a contiguous f32 tensor, for as long as this is kept.
 pub struct Numbers<'a, G>(G, &'a Layout);
 
@@ -68,8 +62,9 @@ pub fn numbers(tensor: &Tensor) -> Numbers<'_, impl Deref<Target = Storage>> {
 
 impl<G: Deref<Target = Storage>> Numbers<'_, G> {
     pub fn slice(&self) -> Result<&[f32]> {
-        match &*self.0 {
-            Storage::Cpu(cpu) => slice(cpu, self.1),
+        match (&*self.0, self.1.contiguous_offsets()) {
+            (Storage::Cpu(cpu), Some((start, end))) => Ok(&cpu.as_slice::<f32>()?[start..end]),
+            (Storage::Cpu(_), None) => candle_core::bail!("a fused op needs contiguous rows"),
             _ => candle_core::bail!("a fused op's CPU path got a tensor of another device"),
         }
     }
@@ -87,10 +82,6 @@ pub fn with<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([&[f32]; N]
 
 fn tensor(data: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
     Tensor::from_vec(data, shape.into(), &Device::Cpu)
-}
-
-fn output(data: Vec<f32>, shape: impl Into<Shape>) -> Result<(CpuStorage, Shape)> {
-    Ok((CpuStorage::F32(data), shape.into()))
 }
 
 #[cfg(test)]

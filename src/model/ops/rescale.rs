@@ -2,17 +2,13 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
+use candle_core::{Result, Tensor};
 
-use super::{composed, is_composed, output, slice, tensor, with};
+use super::{composed, graph::node, is_composed, tensor, with};
+use crate::model::kernels::by_chunks;
 
 /// Rows that one task takes.
 const ROWS: usize = 16;
-
-struct Rescale {
-    bias: Option<Arc<[f32]>>,
-}
 
 /// `y + (g − 1) ⊙ (y − b)`: the product in `y: (rows, out)` times `g: (out)`, the bias as it was. Where g is 1, y to
 /// the bit. Gradients for both.
@@ -21,53 +17,38 @@ pub fn rescale(y: &Tensor, g: &Tensor, bias: Option<&Arc<[f32]>>) -> Result<Tens
         let bias = bias.map(|bias| Tensor::new(&bias[..], y.device())).transpose()?;
         return composed::rescale(y, g, bias.as_ref());
     }
-    y.contiguous()?.apply_op2(&g.contiguous()?, Rescale { bias: bias.cloned() })
-}
-
-impl Rescale {
-    fn bias(&self, column: usize) -> f32 {
-        self.bias.as_ref().map_or(0.0, |bias| bias[column])
+    let ((m, n), bias) = (y.dims2()?, bias.cloned());
+    if g.elem_count() != n || bias.as_ref().is_some_and(|bias| bias.len() != n) {
+        candle_core::bail!("rescale: {} factors for {n} columns", g.elem_count());
     }
-}
-
-impl CustomOp2 for Rescale {
-    fn name(&self) -> &'static str {
-        "rescale"
-    }
-
-    fn cpu_fwd(&self, sy: &CpuStorage, ly: &Layout, sg: &CpuStorage, lg: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (y, g, (m, n)) = (slice(sy, ly)?, slice(sg, lg)?, ly.shape().dims2()?);
-        if g.len() != n || self.bias.as_ref().is_some_and(|bias| bias.len() != n) {
-            candle_core::bail!("rescale: {} factors for {n} columns", g.len());
-        }
-        let mut out = vec![0.0; m * n];
-        out.par_chunks_mut(ROWS * n).zip(y.par_chunks(ROWS * n)).for_each(|(out, y)| {
-            for (out, y) in out.chunks_mut(n).zip(y.chunks(n)) {
+    let (y, g) = (y.contiguous()?, g.contiguous()?);
+    let of = |bias: &Option<Arc<[f32]>>, column: usize| bias.as_ref().map_or(0.0, |bias| bias[column]);
+    let out = with([&y, &g], |[y, g]| {
+        Ok(by_chunks(m * n, ROWS * n, |t, out| {
+            for (out, y) in out.chunks_mut(n).zip(y[t * ROWS * n..].chunks(n)) {
                 for (j, ((out, y), g)) in out.iter_mut().zip(y).zip(g).enumerate() {
-                    *out = y + (g - 1.0) * (y - self.bias(j));
+                    *out = y + (g - 1.0) * (y - of(&bias, j));
                 }
             }
-        });
-        output(out, (m, n))
-    }
-
-    /// `dy = g ⊙ d`, `dg = Σ_rows d ⊙ (y − b)`.
-    fn bwd(&self, y: &Tensor, g: &Tensor, _: &Tensor, d: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (m, n) = y.dims2()?;
-        let (mut dy, mut dg) = (vec![0.0; m * n], vec![0.0; n]);
-        with([y, g, &d.contiguous()?], |[y, g, d]| {
-            dy.par_chunks_mut(n).zip(d.par_chunks(n)).for_each(|(dy, d)| {
-                for ((dy, d), g) in dy.iter_mut().zip(d).zip(g) {
-                    *dy = d * g;
-                }
-            });
+        }))
+    })?;
+    // `dy = g ⊙ d`, `dg = Σ_rows d ⊙ (y − b)`.
+    node("rescale", (out, (m, n)), [&y, &g], [&y, &g], move |d, [y, g], _| {
+        let mut dg = vec![0.0; n];
+        let dy = with([&y, &g, d], |[y, g, d]| {
             for (y, d) in y.chunks(n).zip(d.chunks(n)) {
                 for (j, ((dg, y), d)) in dg.iter_mut().zip(y).zip(d).enumerate() {
-                    *dg += d * (y - self.bias(j));
+                    *dg += d * (y - of(&bias, j));
                 }
             }
-            Ok(())
+            Ok(by_chunks(m * n, ROWS * n, |t, dy| {
+                for (dy, d) in dy.chunks_mut(n).zip(d[t * ROWS * n..].chunks(n)) {
+                    for ((dy, d), g) in dy.iter_mut().zip(d).zip(g) {
+                        *dy = d * g;
+                    }
+                }
+            }))
         })?;
-        Ok((Some(tensor(dy, (m, n))?), Some(tensor(dg, n)?)))
-    }
+        Ok([Some(tensor(dy, (m, n))?), Some(tensor(dg, n)?)])
+    })
 }

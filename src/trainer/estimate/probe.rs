@@ -1,13 +1,13 @@
 //! Short passes of a method over its base: what their graphs hold, and how fast they go.
 
-use std::{collections::HashSet, time::Instant};
+use std::{collections::HashSet, iter, time::Instant};
 
 use candle_core::{Result, Storage, Tensor};
 
 use crate::{
     data::Example,
     methods::Trainable,
-    model::{Base, Batch, Keep, Sequence, Tape},
+    model::{Base, Batch, Keep, Sequence, Tape, ops},
     objectives::supervised,
 };
 
@@ -72,14 +72,19 @@ fn pass(base: &Base, method: &dyn Trainable, keep: Keep, row: &Example) -> Resul
 
 /// Bytes of all that a graph holds, variables aside.
 fn kept(loss: &Tensor) -> f64 {
-    let mut seen = HashSet::new();
-    let mut bytes = 0;
-    for node in loss.sorted_nodes().into_iter().filter(|node| !node.is_variable()) {
-        let (storage, _) = node.storage_and_layout();
-        let Storage::Cpu(cpu) = &*storage else { continue };
-        if seen.insert(std::ptr::from_ref(cpu)) {
-            bytes += cpu.as_slice::<f32>().map_or(0, size_of_val);
-        }
-    }
-    bytes as f64
+    let (variables, nodes): (Vec<_>, Vec<_>) = loss.sorted_nodes().into_iter().partition(|node| node.is_variable());
+    let mut seen: HashSet<_> = variables.into_iter().map(|variable| place(variable).0).collect();
+    let all = nodes.into_iter().flat_map(|node| iter::once(node.clone()).chain(ops::saved(node)));
+    let bytes = |held: Tensor| Some(place(&held)).filter(|(at, _)| seen.insert(*at)).map_or(0, |(_, bytes)| bytes);
+    all.map(bytes).sum::<usize>() as f64
+}
+
+/// Where a tensor's numbers are, and how many bytes there.
+fn place(tensor: &Tensor) -> (*const Storage, usize) {
+    let (storage, _) = tensor.storage_and_layout();
+    let bytes = match &*storage {
+        Storage::Cpu(cpu) => cpu.as_slice::<f32>().map_or(0, size_of_val),
+        _ => 0,
+    };
+    (std::ptr::from_ref(&*storage), bytes)
 }

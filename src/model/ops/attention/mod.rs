@@ -2,10 +2,10 @@
 
 use std::{ops::Range, sync::Arc};
 
-use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor};
+use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
-use super::{composed, is_composed, output, slice, tensor, with};
+use super::{composed, graph::node, is_composed, tensor, with};
 use crate::model::{
     cache::PAGE,
     kernels::{self, Mat, Out, OutMat, elementwise},
@@ -169,52 +169,22 @@ impl Attention {
     }
 }
 
-struct AttentionOp {
-    shape: Attention,
-    spans: Arc<Vec<Span>>,
-}
-
 /// `q: (rows, heads · d)`, `k, v: (key rows, kv_heads · d)`, rotated already; every row is in one span.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: &Attention, spans: &Arc<Vec<Span>>) -> Result<Tensor> {
     if is_composed(q) {
         return composed::attention([q, k, v], None, shape, spans);
     }
-    let op = AttentionOp { shape: shape.clone(), spans: spans.clone() };
-    q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
-}
-
-impl CustomOp3 for AttentionOp {
-    fn name(&self) -> &'static str {
-        "attention"
-    }
-
-    fn cpu_fwd(
-        &self,
-        sq: &CpuStorage,
-        lq: &Layout,
-        sk: &CpuStorage,
-        lk: &Layout,
-        sv: &CpuStorage,
-        lv: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (q, k, v) = (slice(sq, lq)?, slice(sk, lk)?, slice(sv, lv)?);
-        let kv = self.shape.kv_heads * self.shape.head_dim;
-        let blocks: Vec<Vec<Block>> = self.spans.iter().map(|span| blocks(k, v, kv, span)).collect();
-        let result = self.shape.forward(q, &self.spans, &blocks, None);
-        output(result, lq.shape().clone())
-    }
-
-    fn bwd(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        _: &Tensor,
-        g: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [dq, dk, dv] = with([q, k, v, &g.contiguous()?], |numbers| Ok(self.shape.backward(&self.spans, numbers)))?;
-        Ok((Some(tensor(dq, q.shape())?), Some(tensor(dk, k.shape())?), Some(tensor(dv, v.shape())?)))
-    }
+    let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
+    let result = with([&q, &k, &v], |[q, k, v]| {
+        let kv = shape.kv_heads * shape.head_dim;
+        let blocks: Vec<Vec<Block>> = spans.iter().map(|span| blocks(k, v, kv, span)).collect();
+        Ok(shape.forward(q, spans, &blocks, None))
+    })?;
+    let (shape, spans) = (shape.clone(), spans.clone());
+    node("attention", (result, q.shape()), [&q, &k, &v], [&q, &k, &v], move |g, [q, k, v], _| {
+        let [dq, dk, dv] = with([&q, &k, &v, g], |numbers| Ok(shape.backward(&spans, numbers)))?;
+        Ok([Some(tensor(dq, q.shape())?), Some(tensor(dk, k.shape())?), Some(tensor(dv, v.shape())?)])
+    })
 }
 
 /// The same over caches: the blocks that each span sees, in order. `gates` are factors of each query row on the keys and
