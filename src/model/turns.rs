@@ -12,7 +12,7 @@ use std::{
 };
 
 /// The longest slice, and the most that training comes to owe: what one token is late for the sake of training.
-const SLICE: f64 = 0.02;
+const SLICE: f64 = 0.01;
 /// Products of two numbers between two looks: some milliseconds.
 const PART: usize = 1 << 26;
 

@@ -34,8 +34,8 @@ impl Change for Decomposed {
             None => ops::rescale(&self.low_rank.adjust(x, None, y, base)?, &self.factors, base.bias()),
             Some(dropped) => {
                 let w = base.forward(dropped)?;
-                let all = (&w + self.low_rank.delta(dropped)?)?;
-                y + (ops::rescale(&all, &self.factors, base.bias())? - w)?
+                let all = ops::add(&w, &self.low_rank.delta(dropped)?)?;
+                ops::add(&y, &(ops::rescale(&all, &self.factors, base.bias())? - w)?)
             }
         }
     }

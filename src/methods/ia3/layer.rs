@@ -24,7 +24,7 @@ impl Change for Factors {
     fn forward(&self, x: &Tensor, _: Option<&Tensor>, base: &Linear) -> Result<Tensor> {
         match self {
             Factors::Output(l) => ops::rescale(&base.forward(x)?, &l.flatten_all()?, None),
-            Factors::Input(l) => base.forward(&x.broadcast_mul(&l.to_device(x.device())?)?),
+            Factors::Input(l) => base.forward(&ops::scale(x, &l.flatten_all()?)?),
         }
     }
 
@@ -94,7 +94,7 @@ impl Hook for Ia3 {
 
     fn act(&self, at: At, z: Tensor) -> Result<Tensor> {
         match &self.down[at.layer] {
-            Some(l) => z.broadcast_mul(&l.to_device(z.device())?),
+            Some(l) => ops::scale(&z, &l.flatten_all()?),
             None => Ok(z),
         }
     }

@@ -88,12 +88,12 @@ impl Change for LowRank {
     fn forward(&self, x: &Tensor, dropped: Option<&Tensor>, base: &Linear) -> Result<Tensor> {
         match dropped {
             None => base.forward_low_rank(x, &self.a, &self.b, self.scale),
-            Some(dropped) => base.forward(x)? + self.delta(dropped)?,
+            Some(dropped) => ops::add(&base.forward(x)?, &self.delta(dropped)?),
         }
     }
 
     fn adjust(&self, x: &Tensor, dropped: Option<&Tensor>, y: Tensor, _: &Linear) -> Result<Tensor> {
-        y + self.delta(dropped.unwrap_or(x))?
+        ops::add(&y, &self.delta(dropped.unwrap_or(x))?)
     }
 
     fn parts(&self) -> Vec<Tensor> {

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     domain::Site,
     methods::dropout,
-    model::{At, Hook, Linear, Taken},
+    model::{At, Hook, Linear, Taken, ops},
 };
 
 pub struct Mixed {
@@ -41,7 +41,7 @@ impl Hook for Linears {
         let dropped = dropout(x, self.dropout, at.train, mixed.router.place)?;
         let x = dropped.as_ref().unwrap_or(x);
         if choice.active.is_none() {
-            return y + mixed.experts.all(x, &choice)?;
+            return ops::add(&y, &mixed.experts.all(x, &choice)?);
         }
         let routing = Routing::new(&choice)?;
         if routing.is_empty() {

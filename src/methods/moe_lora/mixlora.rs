@@ -23,6 +23,7 @@ use crate::{
     model::{
         At, Finish, Hook, Linear, Replaced, Taken,
         mlp::{Mlp, Products},
+        ops,
     },
 };
 
@@ -61,7 +62,7 @@ impl MixLora {
         let y = routing.gather(y)?;
         match experts {
             None => Ok(y),
-            Some(experts) => y + experts.each(&routing.gather(&self.dropped(at, site, x)?)?, routing)?,
+            Some(experts) => ops::add(&y, &experts.each(&routing.gather(&self.dropped(at, site, x)?)?, routing)?),
         }
     }
 }

@@ -16,7 +16,10 @@ use candle_core::{Result, Tensor};
 use crate::{
     domain::{Site, spec::GateMode},
     methods::affine::Affine,
-    model::{At, Hook, Linear, ops::low_rank_delta},
+    model::{
+        At, Hook, Linear,
+        ops::{add, low_rank_delta},
+    },
 };
 
 /// `σ(w·x + b)`, `(rows, 1)`; with `sequence_mean` each sequence's mean at all of its rows.
@@ -82,7 +85,8 @@ impl Hook for Unipelt {
             Site::V => &layer.v,
             _ => return Ok(y),
         };
-        y + low_rank_delta(x, &lora.a, &lora.b, 1.0)?.broadcast_mul(&gate(self.mode, at, &lora.gate, x)?)?
+        let change = low_rank_delta(x, &lora.a, &lora.b, 1.0)?;
+        add(&y, &change.broadcast_mul(&gate(self.mode, at, &lora.gate, x)?)?)
     }
 
     fn prefix(&self, layer: usize) -> Result<Option<(Tensor, Tensor)>> {
@@ -107,8 +111,8 @@ impl Hook for Unipelt {
 
     fn after(&self, at: At, x: &Tensor, m: Tensor) -> Result<Tensor> {
         let layer = &self.layers[at.layer];
-        let u = (x + &m)?;
+        let u = add(x, &m)?;
         let change = layer.up.forward(&layer.down.forward(&u)?.relu()?)?;
-        m + change.broadcast_mul(&gate(self.mode, at, &layer.bottleneck_gate, &u)?)?
+        add(&m, &change.broadcast_mul(&gate(self.mode, at, &layer.bottleneck_gate, &u)?)?)
     }
 }

@@ -13,7 +13,7 @@ use super::classifier::Classifier;
 use crate::{
     domain::Site,
     methods::{dropout, lora::layer::LowRank},
-    model::{At, Frozen, Hook, Linear},
+    model::{At, Frozen, Hook, Linear, ops},
 };
 
 /// One expert's change of one linear.
@@ -93,7 +93,7 @@ impl Hook for Mixed {
                 Weights::All(weight) => delta.affine(*weight, 0.0)?,
                 Weights::Rows(rows) => delta.broadcast_mul(&rows.narrow(1, gated.first + change.expert, 1)?)?,
             };
-            y = (y + delta)?;
+            y = ops::add(&y, &delta)?;
         }
         Ok(y)
     }

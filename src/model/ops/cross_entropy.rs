@@ -35,8 +35,7 @@ pub fn cross_entropy(hidden: &Tensor, weight: &Arc<Weight>, targets: &[Target]) 
     // The gradient for the hidden rows is made in the forward pass, while the scores are there.
     let loss = node("cross-entropy", (vec![loss as f32], ()), [&hidden], [], move |g, [], _| {
         let scale = g.to_scalar::<f32>()?;
-        gradient.iter_mut().for_each(|x| *x *= scale);
-        Ok([Some(tensor(gradient, (rows, h))?)])
+        Ok([Some(tensor(gradient.iter().map(|x| x * scale).collect(), (rows, h))?)])
     })?;
     Ok((loss, correct))
 }

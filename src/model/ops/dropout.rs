@@ -22,10 +22,10 @@ pub fn dropout(x: &Tensor, p: f64, stream: Stream) -> Result<Tensor> {
         return x * Tensor::from_vec(mask, x.shape(), x.device())?;
     }
     let x = x.contiguous()?;
-    let (y, shape) = (with([&x], |[x]| Ok(op.apply(x)))?, x.shape().clone());
-    node("dropout", (y, shape.clone()), [&x], [], move |g, [], _| {
+    let y = with([&x], |[x]| Ok(op.apply(x)))?;
+    node("dropout", (y, x.shape()), [&x], [], move |g, [], _| {
         let dx = with([g], |[g]| Ok(op.apply(g)))?;
-        Ok([Some(tensor(dx, shape)?)])
+        Ok([Some(tensor(dx, g.shape())?)])
     })
 }
 

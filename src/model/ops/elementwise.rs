@@ -25,7 +25,7 @@ pub fn rms_norm(x: &Tensor, weight: &Arc<Vec<f32>>, eps: f32) -> Result<Tensor> 
         }))
     })?;
     node("rms-norm", (y, x.shape()), [&x], [&x], move |g, [x], _| {
-        let dx = with([&x, g], |[x, g]| {
+        let dx = with([x, g], |[x, g]| {
             Ok(by_chunks(x.len(), n * ROWS, |t, dx| {
                 let [x, g] = [x, g].map(|numbers| numbers[t * n * ROWS..].chunks(n));
                 for ((dx, x), g) in dx.chunks_mut(n).zip(x).zip(g) {
@@ -61,7 +61,7 @@ pub fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tenso
     })?;
     node("gated", (z, gate.shape()), [&gate, &up], [&gate, &up], move |dz, [gate, up], _| {
         let (mut dgate, mut dup) = (zeros(gate.elem_count()), zeros(up.elem_count()));
-        with([&gate, &up, dz], |[gate, up, dz]| {
+        with([gate, up, dz], |[gate, up, dz]| {
             let arguments = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(dz.par_chunks(CHUNK));
             let results = dgate.par_chunks_mut(CHUNK).zip(dup.par_chunks_mut(CHUNK));
             results.zip(arguments).for_each(|((dgate, dup), ((gate, up), dz))| backward(gate, up, dz, dgate, dup));

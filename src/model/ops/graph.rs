@@ -4,8 +4,6 @@
 //! of the time of a training step. So an op's arguments in candle's graph are not rows but tokens, scalars that stand
 //! for them, and the rows' gradient waits in the node behind the token until all who use the rows have added theirs.
 //! Rows that an op of candle's takes, or has made, have a node on the border that hands the gradient over.
-//!
-//! What an op saves for its backward is freed as that has run, which therefore runs once.
 
 use std::{
     collections::HashMap,
@@ -17,15 +15,18 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, TensorId
 use super::{tensor, with};
 use crate::model::kernels;
 
-type Backward = Box<dyn FnOnce(&Tensor, Vec<Tensor>, &[bool]) -> Result<Vec<Option<Tensor>>> + Send>;
+type Backward = Box<dyn Fn(&Tensor, &[Tensor], &[bool]) -> Result<Vec<Option<Tensor>>> + Send + Sync>;
 
 /// An op that was run, or the border behind which is a graph of candle's.
+#[derive(Default)]
 struct Node {
     name: &'static str,
     /// The sum of what was given so far.
     gradient: Mutex<Option<Tensor>>,
-    /// What the backward needs, and the backward. Borders have none.
-    pending: Mutex<Option<(Vec<Tensor>, Backward)>>,
+    /// What the backward needs besides.
+    saved: Vec<Tensor>,
+    /// Borders have none.
+    backward: Option<Backward>,
     /// None where no gradient is asked.
     inputs: Vec<Option<Arc<Flow>>>,
 }
@@ -76,8 +77,7 @@ impl Flow {
         if let Some(flow) = found(x) {
             return Ok(Some(flow));
         }
-        let node = Node { name: "border", gradient: Mutex::default(), pending: Mutex::default(), inputs: Vec::new() };
-        let node = Arc::new(node);
+        let node = Arc::new(Node::default());
         let flow = Self::new(x.apply_op1(Border(node.clone()))?, node);
         flow.register(x);
         Ok(Some(flow))
@@ -96,11 +96,9 @@ impl Node {
 
     fn backward(&self) -> Result<()> {
         let Some(gradient) = lock(&self.gradient).take() else { return Ok(()) };
-        let Some((saved, backward)) = lock(&self.pending).take() else {
-            candle_core::bail!("{}: its backward ran before", self.name)
-        };
+        let Some(backward) = &self.backward else { return Ok(()) };
         let asked: Vec<bool> = self.inputs.iter().map(Option::is_some).collect();
-        let gradients = backward(&gradient, saved, &asked)?;
+        let gradients = backward(&gradient, &self.saved, &asked)?;
         drop(gradient);
         for (input, gradient) in self.inputs.iter().zip(gradients) {
             if let (Some(input), Some(gradient)) = (input, gradient) {
@@ -118,21 +116,20 @@ pub fn node<const N: usize, const S: usize>(
     (data, shape): (Vec<f32>, impl Into<Shape>),
     inputs: [&Tensor; N],
     saved: [&Tensor; S],
-    backward: impl FnOnce(&Tensor, [Tensor; S], [bool; N]) -> Result<[Option<Tensor>; N]> + Send + 'static,
+    backward: impl Fn(&Tensor, [&Tensor; S], [bool; N]) -> Result<[Option<Tensor>; N]> + Send + Sync + 'static,
 ) -> Result<Tensor> {
     let inputs = inputs.into_iter().map(Flow::of).collect::<Result<Vec<_>>>()?;
     let mut tokens = inputs.iter().flatten().map(|flow| flow.token.clone());
     let Some(first) = tokens.next() else { return tensor(data, shape) };
     let all = tokens.try_fold(first, |all, token| all + token)?;
     let backward: Backward = Box::new(move |gradient, saved, asked| {
-        let (Ok(saved), Ok(asked)) = (saved.try_into(), asked.try_into()) else {
+        let (Ok(saved), Ok(asked)) = (<&[Tensor; S]>::try_from(saved), asked.try_into()) else {
             candle_core::bail!("{name}: not what it saved")
         };
-        Ok(backward(gradient, saved, asked)?.into())
+        Ok(backward(gradient, saved.each_ref(), asked)?.into())
     });
     let saved = saved.into_iter().map(Tensor::detach).collect();
-    let pending = Mutex::new(Some((saved, backward)));
-    let node = Arc::new(Node { name, gradient: Mutex::default(), pending, inputs });
+    let node = Arc::new(Node { name, gradient: Mutex::default(), saved, backward: Some(backward), inputs });
     let flow = Flow::new(all.apply_op1(Step(node.clone()))?, node);
     let rows = Rows { flow: flow.clone(), data: Mutex::new(Some((data, shape.into()))) };
     let rows = flow.token.apply_op1(rows)?;
@@ -155,13 +152,12 @@ pub fn seed(y: &Tensor, gradient: Tensor) -> Result<Tensor> {
     if super::is_composed(y) {
         return (y * gradient)?.sum_all();
     }
-    node("seed", (vec![0.0], ()), [y], [], |_, [], _| Ok([Some(gradient)]))
+    node("seed", (vec![0.0], ()), [y], [], move |_, [], _| Ok([Some(gradient.clone())]))
 }
 
 /// What the op behind a node of candle's graph has saved.
 pub fn saved(node: &Tensor) -> Vec<Tensor> {
-    let Some(flow) = found(node) else { return Vec::new() };
-    lock(&flow.node.pending).as_ref().map_or_else(Vec::new, |(saved, _)| saved.clone())
+    found(node).map_or_else(Vec::new, |flow| flow.node.saved.clone())
 }
 
 fn scalar() -> Result<(CpuStorage, Shape)> {
@@ -225,5 +221,73 @@ impl CustomOp1 for Border {
             Some(gradient) => Ok(Some(gradient)),
             None => rows.zeros_like().map(Some),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::{super::trained_linear, *};
+
+    fn numbers(x: &Tensor) -> Vec<f32> {
+        x.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// Rows that go through our ops and candle's, in both directions, and several times each.
+    fn graph(x: &Tensor, w: &Tensor) -> Tensor {
+        let h = trained_linear(x, w).unwrap();
+        let y = add(&h, x).unwrap();
+        let z = add(&(&y * &h).unwrap(), &trained_linear(&y.relu().unwrap(), w).unwrap()).unwrap();
+        add(&z, &y.narrow(0, 1, 3).unwrap().pad_with_zeros(0, 0, 1).unwrap()).unwrap()
+    }
+
+    fn plain(x: &Tensor, w: &Tensor) -> Tensor {
+        let h = x.matmul(&w.t().unwrap()).unwrap();
+        let y = (&h + x).unwrap();
+        let z = ((&y * &h).unwrap() + y.relu().unwrap().matmul(&w.t().unwrap()).unwrap()).unwrap();
+        (z + y.narrow(0, 1, 3).unwrap().pad_with_zeros(0, 0, 1).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn gradients_cross_between_ours_and_candles() {
+        let x = Var::from_vec((0..20).map(|i| (i as f32 * 0.7).sin()).collect(), (4, 5), &Device::Cpu).unwrap();
+        let w = Var::from_vec((0..25).map(|i| (i as f32 * 1.3).cos()).collect(), (5, 5), &Device::Cpu).unwrap();
+        let (ours, theirs) = (graph(&x, &w), plain(&x, &w));
+        let loss = ours.sqr().unwrap().sum_all().unwrap();
+        let theirs = theirs.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        // A second time too: nothing of the first is left.
+        for found in [loss.backward().unwrap(), loss.backward().unwrap()] {
+            for v in [&x, &w] {
+                for (a, b) in numbers(found.get(v).unwrap()).iter().zip(numbers(theirs.get(v).unwrap())) {
+                    assert!((a - b).abs() < 1e-3 * b.abs().max(1.0), "{a} {b}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_no_gradient_is_asked_of_has_no_graph() {
+        let x = Tensor::ones((4, 5), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let y = add(&x, &x).unwrap();
+        assert!(!y.track_op() && found(&y).is_none());
+        let w = Var::ones((5, 5), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let y = trained_linear(&x, &w).unwrap();
+        assert_eq!(saved(&y).len(), 2);
+        let found = y.sum_all().unwrap().backward().unwrap();
+        assert_eq!((found.get(&x).is_none(), numbers(found.get(&w).unwrap())), (true, vec![4.0; 25]));
+    }
+
+    #[test]
+    fn the_table_forgets_a_graph_that_is_gone() {
+        let x = Var::ones((2, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let ids: Vec<TensorId> = {
+            let y = add(&x, &x).unwrap();
+            let z = add(&y, &x).unwrap();
+            let flows = [x.as_tensor(), &y, &z].map(|rows| found(rows).unwrap());
+            flows.iter().flat_map(|flow| *flow.ids.get().unwrap()).collect()
+        };
+        let flows = lock(&FLOWS);
+        assert!(ids.len() == 6 && ids.iter().all(|id| !flows.contains_key(id)));
     }
 }

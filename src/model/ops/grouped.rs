@@ -31,14 +31,14 @@ pub fn grouped_low_rank(x: &Tensor, a: &Tensor, b: &Tensor, counts: &[usize], sc
     node("grouped-low-rank", (y, (m, n)), [&x, &a, &b], [&x, &a, &b], move |g, [x, a, b], [is_asked, ..]| {
         let mut dx = vec![0.0; if is_asked { m * k } else { 0 }];
         let (mut da, mut db) = (vec![0.0; experts * r * k], vec![0.0; experts * n * r]);
-        with([&x, &a, &b, g], |[x, a, b, g]| {
-            for (expert, rows) in groups {
+        with([x, a, b, g], |[x, a, b, g]| {
+            for (expert, rows) in &groups {
                 let g = Mat::new(&g[rows.start * n..], rows.len(), n);
                 let x = Mat::new(&x[rows.start * k..], rows.len(), k);
                 let dx = if is_asked { &mut dx[rows.start * k..rows.end * k] } else { &mut [] };
-                let (a, b) = Sizes([k, r, n]).delta(expert, [a, b], scale).backward(x, g, dx);
-                da[expert * r * k..][..r * k].copy_from_slice(&a);
-                db[expert * n * r..][..n * r].copy_from_slice(&b);
+                let (a, b) = Sizes([k, r, n]).delta(*expert, [a, b], scale).backward(x, g, dx);
+                da[*expert * r * k..][..r * k].copy_from_slice(&a);
+                db[*expert * n * r..][..n * r].copy_from_slice(&b);
             }
             Ok(())
         })?;

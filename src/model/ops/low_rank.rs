@@ -45,7 +45,7 @@ fn changed(x: &Tensor, weight: Option<&Arc<Weight>>, [a, b]: [&Tensor; 2], scale
     })?;
     // `dx = gW`, and the change's own gradients.
     node("low-rank-linear", (y, (m, n)), [&x, &a, &b], [&x, &a, &b], move |g, [x, a, b], [is_asked, ..]| {
-        let (dx, da, db) = with([&x, &a, &b, g], |[x, a, b, g]| {
+        let (dx, da, db) = with([x, a, b, g], |[x, a, b, g]| {
             let (x, g) = (Mat::new(x, m, k), Mat::new(g, m, n));
             let mut dx = match &weight {
                 Some(weight) if is_asked => weight.product_back(g),

@@ -27,7 +27,7 @@ pub use grouped::grouped_low_rank;
 pub use linear::{frozen_linear, frozen_product};
 pub use log_probs::{dense_log_probs, log_probs};
 pub use low_rank::{low_rank_delta, low_rank_linear};
-pub use rescale::rescale;
+pub use rescale::{rescale, scale};
 pub use trained::trained_linear;
 
 use std::{

@@ -334,7 +334,6 @@ fn cross_entropy_in_chunks() {
     close(&ours, &plain, 1e-6, "loss");
     let (a, b) = (ours.backward().unwrap(), plain.backward().unwrap());
     close(a.get(&hidden).unwrap(), b.get(&hidden).unwrap(), 1e-5, "gradient");
-    assert!(ours.backward().is_err(), "the gradient is given once");
     // Without a gradient to carry, none is made.
     assert!(cross_entropy(&hidden.detach(), &w, &targets).is_ok());
 }

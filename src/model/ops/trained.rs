@@ -31,7 +31,7 @@ pub fn trained_linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     // `dx = g W`, `dW = gᵀ x`
     node("trained-linear", (y, (m, n)), [&x, &w], [&x, &w], move |g, [x, w], [is_asked, _]| {
         let (mut dx, mut dw) = (vec![0.0; if is_asked { m * k } else { 0 }], vec![0.0; n * k]);
-        with([&x, &w, g], |[x, w, g]| {
+        with([x, w, g], |[x, w, g]| {
             if is_asked {
                 by_rows(m, k, &mut dx, |rows, out| {
                     kernels::nn(Mat::new(&g[rows.start * n..], rows.len(), n), Mat::new(w, n, k), out, false);

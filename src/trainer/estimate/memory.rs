@@ -38,8 +38,8 @@ pub fn memory(
         (whole, 1)
     };
     let scores = SCORED.min(tokens as usize) * (base.vocab + 2 * base.hidden);
-    // In the backward of a feed-forward block five of its inner rows are there at once, and two outer ones.
-    let block = tokens * (5 * base.intermediate as u64 + 2 * base.hidden as u64);
+    // In the backward of a feed-forward block gradients of three of its inner rows are there at once, and two outer ones.
+    let block = tokens * (3 * base.intermediate as u64 + 2 * base.hidden as u64);
     let mut found = MemoryEstimate {
         weights: n * F32,
         optimizer: sizes.iter().map(|n| moments(training.optimizer, *n as u64)).sum(),

@@ -182,7 +182,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: &Attention, spans: &
     })?;
     let (shape, spans) = (shape.clone(), spans.clone());
     node("attention", (result, q.shape()), [&q, &k, &v], [&q, &k, &v], move |g, [q, k, v], _| {
-        let [dq, dk, dv] = with([&q, &k, &v, g], |numbers| Ok(shape.backward(&spans, numbers)))?;
+        let [dq, dk, dv] = with([q, k, v, g], |numbers| Ok(shape.backward(&spans, numbers)))?;
         Ok([Some(tensor(dq, q.shape())?), Some(tensor(dk, k.shape())?), Some(tensor(dv, v.shape())?)])
     })
 }
