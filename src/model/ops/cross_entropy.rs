@@ -8,8 +8,14 @@ use rayon::prelude::*;
 use super::{frozen_linear, graph::node, is_composed, log_probs::dense_log_probs, tensor, with};
 use crate::model::{Target, chunked, kernels::Mat, kernels::elementwise, weight::Weight};
 
+/// Numbers of scores that are there at once: of a small vocabulary many rows, since the output layer is unpacked for
+/// each chunk.
+const SCORES: usize = 24 << 20;
+
 /// Rows whose scores are held at once.
-const CHUNK: usize = 128;
+pub fn scored_rows(vocab: usize) -> usize {
+    (SCORES / vocab.max(1)).clamp(64, 512)
+}
 
 /// `Σ weight · −log softmax(h Wᵀ)[token]` over the targets, as a scalar, and how many tokens are the argmax.
 pub fn cross_entropy(hidden: &Tensor, weight: &Arc<Weight>, targets: &[Target]) -> Result<(Tensor, usize)> {
@@ -54,7 +60,7 @@ pub(super) fn by_scores(
     if let Some(bad) = targets.iter().find(|t| t.row >= rows || t.token as usize >= vocab) {
         candle_core::bail!("target {bad:?} is outside {rows} rows and {vocab} tokens");
     }
-    for targets in targets.chunks(CHUNK) {
+    for targets in targets.chunks(scored_rows(vocab)) {
         let n = targets.len();
         let x: Vec<f32> = targets.iter().flat_map(|t| &hidden[t.row * h..(t.row + 1) * h]).copied().collect();
         let mut scores = weight.product(Mat::new(&x, n, h));

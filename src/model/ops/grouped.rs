@@ -24,7 +24,8 @@ pub fn grouped_low_rank(x: &Tensor, a: &Tensor, b: &Tensor, counts: &[usize], sc
     with([&x, &a, &b], |[x, a, b]| {
         for (expert, rows) in &groups {
             let x = Mat::new(&x[rows.start * k..], rows.len(), k);
-            Sizes([k, r, n]).delta(*expert, [a, b], scale).add(x, &mut y[rows.start * n..rows.end * n]);
+            let delta = Sizes([k, r, n]).delta(*expert, [a, b], scale);
+            delta.add(&delta.shrink(x), &mut y[rows.start * n..rows.end * n]);
         }
         Ok(())
     })?;
@@ -36,7 +37,8 @@ pub fn grouped_low_rank(x: &Tensor, a: &Tensor, b: &Tensor, counts: &[usize], sc
                 let g = Mat::new(&g[rows.start * n..], rows.len(), n);
                 let x = Mat::new(&x[rows.start * k..], rows.len(), k);
                 let dx = if is_asked { &mut dx[rows.start * k..rows.end * k] } else { &mut [] };
-                let (a, b) = Sizes([k, r, n]).delta(*expert, [a, b], scale).backward(x, g, dx);
+                let delta = Sizes([k, r, n]).delta(*expert, [a, b], scale);
+                let (a, b) = delta.backward(x, &delta.shrink(x), g, dx);
                 da[*expert * r * k..][..r * k].copy_from_slice(&a);
                 db[*expert * n * r..][..n * r].copy_from_slice(&b);
             }

@@ -34,25 +34,26 @@ fn changed(x: &Tensor, weight: Option<&Arc<Weight>>, [a, b]: [&Tensor; 2], scale
         candle_core::bail!("low-rank linear: x is ({m}, {k}), A ({r}, {ka}), B ({n}, {rb})");
     }
     let (x, a, b, weight) = (x.contiguous()?, a.contiguous()?, b.contiguous()?, weight.cloned());
-    let y = with([&x, &a, &b], |[x, a, b]| {
-        let x = Mat::new(x, m, k);
+    let (y, u) = with([&x, &a, &b], |[x, a, b]| {
+        let (x, delta) = (Mat::new(x, m, k), Delta { a: Mat::new(a, r, k), b: Mat::new(b, n, r), scale });
         let mut y = match &weight {
             Some(weight) => weight.product(x),
             None => kernels::zeros(m * n),
         };
-        Delta { a: Mat::new(a, r, k), b: Mat::new(b, n, r), scale }.add(x, &mut y);
-        Ok(y)
+        let u = delta.shrink(x);
+        delta.add(&u, &mut y);
+        Ok((y, tensor(u, (m, r))?))
     })?;
     // `dx = gW`, and the change's own gradients.
-    node("low-rank-linear", (y, (m, n)), [&x, &a, &b], [&x, &a, &b], move |g, [x, a, b], [is_asked, ..]| {
-        let (dx, da, db) = with([x, a, b, g], |[x, a, b, g]| {
+    node("low-rank-linear", (y, (m, n)), [&x, &a, &b], [&x, &a, &b, &u], move |g, [x, a, b, u], [is_asked, ..]| {
+        let (dx, da, db) = with([x, a, b, u, g], |[x, a, b, u, g]| {
             let (x, g) = (Mat::new(x, m, k), Mat::new(g, m, n));
             let mut dx = match &weight {
                 Some(weight) if is_asked => weight.product_back(g),
                 None if is_asked => kernels::zeros(m * k),
                 _ => Vec::new(),
             };
-            let (da, db) = Delta { a: Mat::new(a, r, k), b: Mat::new(b, n, r), scale }.backward(x, g, &mut dx);
+            let (da, db) = Delta { a: Mat::new(a, r, k), b: Mat::new(b, n, r), scale }.backward(x, u, g, &mut dx);
             Ok((dx, da, db))
         })?;
         let dx = is_asked.then(|| tensor(dx, (m, k))).transpose()?;
@@ -92,7 +93,7 @@ pub(super) struct Delta<'a> {
 
 impl Delta<'_> {
     /// `u = s · x Aᵀ`, `(m, r)`
-    fn shrink(&self, x: Mat) -> Vec<f32> {
+    pub fn shrink(&self, x: Mat) -> Vec<f32> {
         let r = self.a.rows;
         let mut u = vec![0.0; x.rows * r];
         by_rows(x.rows, r, &mut u, |rows, out| {
@@ -102,15 +103,14 @@ impl Delta<'_> {
         u
     }
 
-    /// `y += s · (x Aᵀ) Bᵀ`
-    pub fn add(&self, x: Mat, y: &mut [f32]) {
+    /// `y += u Bᵀ`
+    pub fn add(&self, u: &[f32], y: &mut [f32]) {
         let (r, n) = (self.a.rows, self.b.rows);
-        let (u, bt) = (self.shrink(x), kernels::transpose(self.b));
-        wide(Mat::new(&u, x.rows, r), Mat::new(&bt, r, n), y, true);
+        wide(Mat::new(u, u.len() / r, r), Mat::new(&kernels::transpose(self.b), r, n), y, true);
     }
 
     /// With `u = s·xAᵀ` and `v = s·gB`: adds `vA` to `dx` unless that is empty, and gives `dA = vᵀx` and `dB = gᵀu`.
-    pub fn backward(&self, x: Mat, g: Mat, dx: &mut [f32]) -> (Vec<f32>, Vec<f32>) {
+    pub fn backward(&self, x: Mat, u: &[f32], g: Mat, dx: &mut [f32]) -> (Vec<f32>, Vec<f32>) {
         let (m, k, r, n) = (x.rows, x.cols, self.a.rows, self.b.rows);
         let mut v = vec![0.0; m * r];
         by_rows(m, r, &mut v, |rows, out| {
@@ -122,9 +122,8 @@ impl Delta<'_> {
         }
         let mut da = vec![0.0; r * k];
         wide(Mat::new(&kernels::transpose(Mat::new(&v, m, r)), r, m), x, &mut da, false);
-        let u = self.shrink(x);
         let mut dbt = vec![0.0; r * n];
-        wide(Mat::new(&kernels::transpose(Mat::new(&u, m, r)), r, m), g, &mut dbt, false);
+        wide(Mat::new(&kernels::transpose(Mat::new(u, m, r)), r, m), g, &mut dbt, false);
         (da, kernels::transpose(Mat::new(&dbt, r, n)))
     }
 }

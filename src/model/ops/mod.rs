@@ -1,7 +1,7 @@
-//! Fused ops over the kernels, each a candle custom op with a hand-written backward.
+//! Fused ops over the kernels, each with a hand-written backward.
 //!
-//! All activations are f32 token rows `(rows, width)`. What a backward needs is read from the op's arguments, which
-//! candle keeps anyway, or made again. Frozen weights are captured, never arguments: they take no gradient.
+//! All activations are f32 token rows `(rows, width)`. A [`graph`] hands gradients from op to op and
+//! keeps what a backward needs. Frozen weights are captured, never inputs: they take no gradient.
 //!
 //! On other devices than the CPU every op is the one of the same name in [`composed`].
 
@@ -19,7 +19,7 @@ mod rescale;
 mod trained;
 
 pub use attention::{Attention, Block, Span, attend_cached, attention};
-pub use cross_entropy::{cross_entropy, dense_cross_entropy};
+pub use cross_entropy::{cross_entropy, dense_cross_entropy, scored_rows};
 pub use dropout::dropout;
 pub use elementwise::{Activation, Rotation, gated, rms_norm, rope};
 pub use graph::{add, saved, seed};

@@ -322,8 +322,9 @@ fn cached_attention_is_the_same_bits() {
 #[test]
 fn cross_entropy_in_chunks() {
     let w = weight(Stored::Q8_0, 301, 32, 19);
-    let hidden = var((150, 32), 20);
-    let targets: Vec<Target> = (0..140)
+    let hidden = var((650, 32), 20);
+    assert!(scored_rows(301) < 640);
+    let targets: Vec<Target> = (0..640)
         .map(|i| Target { row: i + 3, token: (i * 7 % 301) as u32, weight: if i % 5 == 0 { 0.5 } else { 1.0 } })
         .chain([Target { row: 9, token: 4, weight: 2.0 }])
         .collect();
@@ -342,9 +343,9 @@ fn cross_entropy_in_chunks() {
 #[test]
 fn log_probs_in_chunks() {
     let w = weight(Stored::Q8_0, 301, 32, 21);
-    let hidden = var((150, 32), 22);
+    let hidden = var((650, 32), 22);
     let target = |i: usize| Target { row: i + 3, token: (i * 7 % 301) as u32, weight: 1.0 };
-    let targets: Vec<Target> = (0..140).map(target).chain([Target { row: 9, token: 4, weight: 3.0 }]).collect();
+    let targets: Vec<Target> = (0..640).map(target).chain([Target { row: 9, token: 4, weight: 3.0 }]).collect();
     let scores = f64s(&hidden).matmul(&f64s(&dense(&w)).t().unwrap()).unwrap().to_dtype(DType::F32).unwrap();
     let (plain, expected) = dense_log_probs(&scores, &targets).unwrap();
     let (ours, correct) = log_probs(&hidden, &w, &targets).unwrap();

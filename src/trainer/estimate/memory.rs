@@ -3,6 +3,7 @@
 use super::Probe;
 use crate::{
     domain::{BaseInfo, MemoryEstimate, Training, spec::Optimizer},
+    model::ops::scored_rows,
     trainer::{
         optim::{BLOCK, LEAST_8BIT},
         order,
@@ -11,9 +12,6 @@ use crate::{
 };
 
 const F32: u64 = 4;
-
-/// Rows whose scores the output layer holds at once.
-const SCORED: usize = 128;
 
 /// Rows to look at for the largest micro-batch; beyond, the longest rows are taken together.
 const MANY_ROWS: usize = 2_000_000;
@@ -37,7 +35,7 @@ pub fn memory(
     } else {
         (whole, 1)
     };
-    let scores = SCORED.min(tokens as usize) * (base.vocab + 2 * base.hidden);
+    let scores = scored_rows(base.vocab).min(tokens as usize) * (base.vocab + 2 * base.hidden);
     // In the backward of a feed-forward block gradients of three of its inner rows are there at once, and two outer ones.
     let block = tokens * (3 * base.intermediate as u64 + 2 * base.hidden as u64);
     let mut found = MemoryEstimate {
