@@ -76,6 +76,7 @@ pub(super) struct Layer {
 impl Layer {
     fn computing(&self, compute: Compute) -> Self {
         Self {
+            attention: Attention { compute, ..self.attention.clone() },
             q: self.q.computing(compute),
             k: self.k.computing(compute),
             v: self.v.computing(compute),

@@ -14,7 +14,7 @@ use super::{
     gguf::{self, Origin},
     mlp::Mlp,
     ops::Attention,
-    weight::Weight,
+    weight::{Compute, Weight},
 };
 use crate::{
     domain::{BaseInfo, Site},
@@ -324,6 +324,7 @@ fn layer(loader: &Loader, info: &BaseInfo, config: &ModelConfig, i: usize) -> Re
             head_dim: info.head_dim,
             window,
             scale: config.query_scale,
+            compute: Compute::F32,
         },
         rope: usize::from(window.is_some() && config.local_rope.is_some()),
         attention_norm,

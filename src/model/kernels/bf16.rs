@@ -83,37 +83,43 @@ impl Rows {
         })
     }
 
-    /// For any kernels, without asking which are chosen, and on this thread alone.
+    /// The same on this thread alone.
+    pub fn narrow_here(x: Mat) -> Self {
+        Self::here(Isa::chosen(), x, narrow_lines)
+    }
+
+    /// For any kernels, without asking which are chosen.
     pub(super) fn narrow_for(isa: Isa, x: Mat) -> Self {
+        Self::here(isa, x, round_lines)
+    }
+
+    fn here(isa: Isa, x: Mat, narrow: Narrow) -> Self {
         Self::laid(isa, x, |lines| {
             let chunks = lines.chunks_mut((SIDE * x.cols.div_ceil(LINE)).max(1)).enumerate();
-            chunks.for_each(|(t, lines)| lay(isa, x, SIDE * t, lines, round_lines));
+            chunks.for_each(|(t, lines)| lay(isa, x, SIDE * t, lines, narrow));
         })
     }
 
     /// `fill` writes every line.
     fn laid(isa: Isa, x: Mat, fill: impl FnOnce(&mut [MaybeUninit<Line>])) -> Self {
         let rows = if isa == Isa::Amx { x.rows.next_multiple_of(SIDE) } else { x.rows };
-        // SAFETY: both callers lay all rows, sixteen at a time.
+        // SAFETY: all callers lay all rows, sixteen at a time.
         let lines = unsafe { filled(rows * x.cols.div_ceil(LINE), fill) };
         Self { isa, lines, rows: x.rows, cols: x.cols }
     }
 
-    /// All columns from one on as plain rows, which AMX's are not.
-    fn mat(&self, from: usize, cols: usize) -> Mat<'_, bf16> {
+    /// Of the first rows the columns from one on as plain rows, which AMX's are not.
+    fn mat(&self, rows: usize, from: usize, cols: usize) -> Mat<'_, bf16> {
         let stride = self.cols.div_ceil(LINE) * LINE;
-        Mat::strided(&numbers(&self.lines)[from.min(self.rows * stride)..], self.rows, cols, stride)
+        Mat::strided(&numbers(&self.lines)[from.min(self.rows * stride)..], rows, cols, stride)
     }
 }
 
+/// A row to its lines, so many apart.
+type Narrow = fn(&[f32], &mut [MaybeUninit<Line>], usize);
+
 /// Up to sixteen rows from `first` on, and for AMX zeros behind the last row.
-fn lay(
-    isa: Isa,
-    x: Mat,
-    first: usize,
-    lines: &mut [MaybeUninit<Line>],
-    narrow: fn(&[f32], &mut [MaybeUninit<Line>], usize),
-) {
+fn lay(isa: Isa, x: Mat, first: usize, lines: &mut [MaybeUninit<Line>], narrow: Narrow) {
     let (count, per_row) = (SIDE.min(x.rows - first), x.cols.div_ceil(LINE));
     for i in 0..count {
         let row = &x.data[(first + i) * x.stride..][..x.cols];
@@ -152,8 +158,8 @@ pub fn nt(a: &Rows, b: Mat<bf16>, out: &mut OutMat, accumulate: bool) {
         Isa::Amx => unsafe { amx::nt(&a.lines, b, out, accumulate) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        isa if has_native(isa) => unsafe { native::nt(a.mat(0, a.cols), b, out, accumulate) },
-        isa => widened_nt(isa, a.mat(0, a.cols), b, out, accumulate),
+        isa if has_native(isa) => unsafe { native::nt(a.mat(a.rows, 0, a.cols), b, out, accumulate) },
+        isa => widened_nt(isa, a.mat(a.rows, 0, a.cols), b, out, accumulate),
     }
 }
 
@@ -166,11 +172,11 @@ fn widened_nt(isa: Isa, a: Mat<bf16>, b: Mat<bf16>, out: &mut OutMat, accumulate
     super::nt_with(isa, Mat::new(&left, a.rows, a.cols), Mat::new(&right, b.rows, b.cols), out, accumulate);
 }
 
-/// `out = a · b`, or `out += a · b`: of `a` those columns from the given one on, a multiple of [`LINE`], that `b` has
-/// rows for; `b` is `(k, n)` in pairs along `k`, so `(k/2, n)` pairs, of which the last may go over the end of `a`'s
+/// `out = a · b`, or `out += a · b`: of `a` the first rows, as many as `out` has, and those columns from the given one on,
+/// a multiple of [`LINE`], that `b` has rows for; `b` is `(k, n)` in pairs along `k`, so `(k/2, n)` pairs, of which the last may go over the end of `a`'s
 /// rows with a zero; `out` is `(m, n)`.
 pub fn nn(a: &Rows, from: usize, b: Mat<Pair>, out: &mut OutMat, accumulate: bool) {
-    assert!(a.rows == out.rows && b.cols == out.cols, "shapes differ");
+    assert!(a.rows >= out.rows && b.cols == out.cols, "shapes differ");
     assert!(from.is_multiple_of(LINE) && from + 2 * b.rows <= a.cols.next_multiple_of(2), "columns outside the rows");
     match a.isa {
         // SAFETY: as in `nt`.
@@ -178,8 +184,8 @@ pub fn nn(a: &Rows, from: usize, b: Mat<Pair>, out: &mut OutMat, accumulate: boo
         Isa::Amx => unsafe { amx::nn(&a.lines, a.cols, from, b, out, accumulate) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        isa if has_native(isa) => unsafe { native::nn(pairs(a.mat(from, 2 * b.rows)), b, out, accumulate) },
-        isa => widened_nn(isa, pairs(a.mat(from, 2 * b.rows)), b, out, accumulate),
+        isa if has_native(isa) => unsafe { native::nn(pairs(a.mat(out.rows, from, 2 * b.rows)), b, out, accumulate) },
+        isa => widened_nn(isa, pairs(a.mat(out.rows, from, 2 * b.rows)), b, out, accumulate),
     }
 }
 

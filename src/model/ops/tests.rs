@@ -5,7 +5,7 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use super::*;
 use crate::{
     formats::Storage as Stored,
-    model::{Target, cache::PAGE, weight::Weight},
+    model::{Compute, Target, cache::PAGE, weight::Weight},
 };
 use std::sync::Arc;
 
@@ -242,7 +242,7 @@ fn rope_turns_halves() {
 }
 
 fn shape(window: Option<usize>) -> Attention {
-    Attention { heads: 6, kv_heads: 2, head_dim: 8, window, scale: 0.3 }
+    Attention { heads: 6, kv_heads: 2, head_dim: 8, window, scale: 0.3, compute: Compute::F32 }
 }
 
 /// Uneven sequences, one longer than a block, with and without prefixes; the second begins as the fourth and the fifth.
@@ -270,6 +270,23 @@ fn attention_with_prefixes_windows_and_blocks() {
         agree(&ours, &plain, &[&q, &k, &v], 1e-5, "attention");
         let composed = composed::attention([&q, &k, &v], None, &shape(window), &branched()).unwrap();
         agree(&composed, &plain, &[&q, &k, &v], 1e-5, "composed");
+    }
+}
+
+/// bf16 rounds the factors of each product: near the f32 result and its gradients, and not equal to them.
+#[test]
+fn attention_in_bf16() {
+    for (window, head_dim) in [(None, 8), (Some(4), 8), (None, 37)] {
+        let half = Attention { head_dim, compute: Compute::Bf16, ..shape(window) };
+        let shapes = [(98, 6 * head_dim), (108, 2 * head_dim), (108, 2 * head_dim)];
+        let [q, k, v] = [0, 1, 2].map(|i| var(shapes[i], 11 + i as u32));
+        let ones = Tensor::ones((98, 1), DType::F32, &CPU).unwrap();
+        let plain = composed::attention([&q, &k, &v], Some(&ones), &half, &branched()).unwrap();
+        let ours = attention(&q, &k, &v, &half, &Arc::new(branched())).unwrap();
+        agree(&ours, &plain, &[&q, &k, &v], 1e-2, "attention in bf16");
+        let exact = attention(&q, &k, &v, &Attention { compute: Compute::F32, ..half }, &Arc::new(branched())).unwrap();
+        let differs = ours.to_vec2::<f32>().unwrap() != exact.to_vec2::<f32>().unwrap();
+        assert_eq!(differs, crate::model::kernels::bf16::is_native());
     }
 }
 

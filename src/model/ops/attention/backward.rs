@@ -23,7 +23,11 @@ impl Attention {
         let zeros = |s: usize| [(); 2].map(|()| vec![0.0; spans[s].seen() * d]);
         let heads = (0..spans.len()).flat_map(|s| (0..self.heads).map(move |head| (s, head)));
         let mut parts: Vec<_> = heads.map(|(s, head)| (s, head, zeros(s))).collect();
-        parts.par_iter_mut().for_each(|(s, head, sums)| self.backward_head(*head, &spans[*s], [q, k, v, g], out, sums));
+        match self.is_half() {
+            true => self.backward_half(spans, [q, k, v, g], out, &mut parts),
+            false => (parts.par_iter_mut())
+                .for_each(|(s, head, sums)| self.backward_head(*head, &spans[*s], [q, k, v, g], out, sums)),
+        }
         for (s, head, parts) in parts {
             let column = head / (self.heads / self.kv_heads) * d;
             for (sums, part) in [&mut dk, &mut dv].into_iter().zip(parts) {
@@ -84,7 +88,7 @@ impl Attention {
     }
 
     /// For each key up to the last that counts: those of the queries `first..first + m` of a span which see it.
-    fn seen(&self, span: &Span, first: usize, m: usize) -> Vec<Range<usize>> {
+    pub(super) fn seen(&self, span: &Span, first: usize, m: usize) -> Vec<Range<usize>> {
         // The text position of the first of these queries.
         let position = span.past() + first;
         let text = (0..position + m).map(|key| {

@@ -9,9 +9,11 @@ use super::{composed, graph::node, is_composed, tensor, with};
 use crate::model::{
     cache::PAGE,
     kernels::{self, Mat, Out, OutMat, elementwise},
+    weight::Compute,
 };
 
 mod backward;
+mod half;
 
 /// Queries that one task takes at once: whole tiles of the kernels.
 const BLOCK: usize = 48;
@@ -101,6 +103,8 @@ pub struct Attention {
     pub window: Option<usize>,
     /// On the scores of queries and keys.
     pub scale: f32,
+    /// What the products of a training step are made in; of a cache's keys and values it is f32.
+    pub compute: Compute,
 }
 
 impl Attention {
@@ -143,9 +147,14 @@ impl Attention {
         }
     }
 
-    /// Every (span, head, block of queries).
-    fn tasks(&self, spans: &[Span]) -> Vec<(usize, usize, Range<usize>)> {
-        let blocks = |n: usize| (0..n).step_by(BLOCK).map(move |at| at..(at + BLOCK).min(n));
+    /// Where the kernels have no bf16, rounding would only cost time.
+    fn is_half(&self) -> bool {
+        self.compute == Compute::Bf16 && kernels::bf16::is_native()
+    }
+
+    /// Every (span, head, block of so many queries).
+    fn tasks(&self, spans: &[Span], block: usize) -> Vec<(usize, usize, Range<usize>)> {
+        let blocks = |n: usize| (0..n).step_by(block).map(move |at| at..(at + block).min(n));
         (spans.iter().enumerate())
             .flat_map(|(s, span)| (0..self.heads).flat_map(move |h| blocks(span.queries.len()).map(move |b| (s, h, b))))
             .collect()
@@ -156,7 +165,7 @@ impl Attention {
         let (d, width) = (self.head_dim, self.heads * self.head_dim);
         let mut result = kernels::zeros(q.len());
         let out = Out::new(&mut result, width);
-        self.tasks(spans).into_par_iter().for_each(|(s, head, rows)| {
+        self.tasks(spans, BLOCK).into_par_iter().for_each(|(s, head, rows)| {
             let span = &spans[s];
             let at = (span.queries.start + rows.start) * width + head * d;
             let column = head / (self.heads / self.kv_heads) * d;
@@ -176,6 +185,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: &Attention, spans: &
     }
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
     let result = with([&q, &k, &v], |[q, k, v]| {
+        if shape.is_half() {
+            return Ok(shape.forward_half(spans, [q, k, v]));
+        }
         let kv = shape.kv_heads * shape.head_dim;
         let blocks: Vec<Vec<Block>> = spans.iter().map(|span| blocks(k, v, kv, span)).collect();
         Ok(shape.forward(q, spans, &blocks, None))

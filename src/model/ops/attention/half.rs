@@ -1,0 +1,132 @@
+//! Attention of training in bf16: the factors of every product are rounded, sums and the softmax are f32. Scores have a
+//! row for each key, so that probabilities are right sides of the products that sum over keys and left sides of those
+//! that sum over queries, both without being turned: `out = (Vᵀ P)ᵀ`, `dq = (Kᵀ D)ᵀ`, `dk = D q`, `dv = P g`.
+
+use rayon::prelude::*;
+
+use super::{Attention, Span};
+use crate::model::kernels::{
+    self, Mat, Out, OutMat,
+    bf16::{self, Pair, Rows},
+    elementwise,
+};
+
+/// Queries whose scores are there at once: whole tiles.
+const BLOCK: usize = 64;
+
+/// One head's keys or values, rounded, as left sides: row by row, and turned around.
+struct Side {
+    rows: Rows,
+    columns: Rows,
+}
+
+impl Side {
+    fn of(x: &[f32], span: &Span, column: usize, d: usize, width: usize) -> Self {
+        let x: Vec<f32> = span.rows().flat_map(|row| &x[row * width + column..][..d]).copied().collect();
+        let turned = kernels::transpose(Mat::new(&x, span.seen(), d));
+        let columns = Rows::narrow_here(Mat::new(&turned, d, span.seen()));
+        Self { rows: Rows::narrow_here(Mat::new(&x, span.seen(), d)), columns }
+    }
+}
+
+/// Rounded, two rows to one of pairs; an odd one stands beside zeros.
+fn pairs(x: Mat) -> Vec<Pair> {
+    let mut pairs = vec![[half::bf16::ZERO; 2]; x.rows.div_ceil(2) * x.cols];
+    let row = |i: usize| &x.data[i * x.stride..][..x.cols];
+    let zeros = vec![0.0; if x.rows.is_multiple_of(2) { 0 } else { x.cols }];
+    for (i, pairs) in pairs.chunks_exact_mut(x.cols.max(1)).enumerate() {
+        let odd = if 2 * i + 1 < x.rows { row(2 * i + 1) } else { &zeros };
+        bf16::interleave(row(2 * i), odd, pairs);
+    }
+    pairs
+}
+
+/// The first `rows` rows of `left · right`.
+fn product(left: &Rows, rows: usize, right: Mat) -> Vec<f32> {
+    let (pairs, cols) = (pairs(right), right.cols);
+    let right = Mat::new(&pairs, right.rows.div_ceil(2), cols);
+    // SAFETY: a product without a sum before it writes every number, and the part is all of them.
+    unsafe {
+        kernels::filled(rows * cols, |out| {
+            bf16::nn(left, 0, right, &mut Out::fresh(out, cols).part(0, rows, cols), false);
+        })
+    }
+}
+
+/// `sum += left · right`, both to be rounded.
+fn add_product(left: Mat, right: Mat, sum: &mut [f32]) {
+    let (pairs, rows) = (pairs(right), left.rows);
+    let pairs = Mat::new(&pairs, right.rows.div_ceil(2), right.cols);
+    bf16::nn(&Rows::narrow_here(left), 0, pairs, &mut OutMat::of(sum, rows, right.cols), true);
+}
+
+/// `keys · xᵀ` of the first `count` keys, a row for each.
+fn beside(keys: &Rows, count: usize, x: Mat) -> Vec<f32> {
+    product(keys, count, Mat::new(&kernels::transpose(x), x.cols, x.rows))
+}
+
+impl Attention {
+    /// Each span's keys or values, a side for each head of theirs.
+    fn sides(&self, spans: &[Span], x: &[f32]) -> Vec<Side> {
+        let (d, width) = (self.head_dim, self.kv_heads * self.head_dim);
+        let heads = (0..spans.len() * self.kv_heads).into_par_iter();
+        heads.map(|i| Side::of(x, &spans[i / self.kv_heads], i % self.kv_heads * d, d, width)).collect()
+    }
+
+    fn side(&self, span: usize, head: usize) -> usize {
+        span * self.kv_heads + head / (self.heads / self.kv_heads)
+    }
+
+    pub(super) fn forward_half(&self, spans: &[Span], [q, k, v]: [&[f32]; 3]) -> Vec<f32> {
+        let (d, width) = (self.head_dim, self.heads * self.head_dim);
+        let (keys, values) = (self.sides(spans, k), self.sides(spans, v));
+        let mut result = kernels::zeros(q.len());
+        let out = Out::new(&mut result, width);
+        self.tasks(spans, BLOCK).into_par_iter().for_each(|(s, head, rows)| {
+            let (span, side, m) = (&spans[s], self.side(s, head), rows.len());
+            let (at, seen) = ((span.queries.start + rows.start) * width + head * d, self.seen(span, rows.start, m));
+            let mut p = beside(&keys[side].rows, seen.len(), Mat::strided(&q[at..], m, d, width));
+            elementwise::softmax_columns(&mut p, m, self.scale, &seen);
+            let turned = product(&values[side].columns, d, Mat::new(&p, seen.len(), m));
+            // SAFETY: tasks write different rows or columns, and `result` is borrowed until all have ended.
+            turn(&turned, &mut unsafe { out.part(at, m, d) }, m, d);
+        });
+        result
+    }
+
+    /// As the f32 gradients: `dq` through `Out`, and each query head's part of `dk` and `dv`.
+    pub(super) fn backward_half(
+        &self,
+        spans: &[Span],
+        [q, k, v, g]: [&[f32]; 4],
+        dq: Out,
+        parts: &mut [(usize, usize, [Vec<f32>; 2])],
+    ) {
+        let (d, width) = (self.head_dim, self.heads * self.head_dim);
+        let (keys, values) = (self.sides(spans, k), self.sides(spans, v));
+        parts.par_iter_mut().for_each(|(s, head, [dk, dv])| {
+            let (span, side) = (&spans[*s], self.side(*s, *head));
+            for first in span.queries.clone().step_by(BLOCK) {
+                let m = BLOCK.min(span.queries.end - first);
+                let (at, seen) = (first * width + *head * d, self.seen(span, first - span.queries.start, m));
+                let [q, g] = [q, g].map(|x| Mat::strided(&x[at..], m, d, width));
+                let mut p = beside(&keys[side].rows, seen.len(), q);
+                let mut ds = beside(&values[side].rows, seen.len(), g);
+                elementwise::softmax_columns(&mut p, m, self.scale, &seen);
+                elementwise::softmax_columns_backward(&p, &mut ds, m, self.scale);
+                let (p, ds) = (Mat::new(&p, seen.len(), m), Mat::new(&ds, seen.len(), m));
+                let turned = product(&keys[side].columns, d, ds);
+                // SAFETY: a head's columns of a block of queries are this call's alone, and the caller keeps the buffer.
+                turn(&turned, &mut unsafe { dq.part(at, m, d) }, m, d);
+                add_product(ds, q, dk);
+                add_product(p, g, dv);
+            }
+        });
+    }
+}
+
+/// `(d, m)` to rows.
+fn turn(x: &[f32], out: &mut OutMat, m: usize, d: usize) {
+    let rows = kernels::transpose(Mat::new(x, d, m));
+    rows.chunks_exact(d).enumerate().for_each(|(i, row)| out.row(i).copy_from_slice(row));
+}
