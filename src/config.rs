@@ -135,7 +135,7 @@ pub struct Config {
     #[arg(long, env = "ATTUNE_KV_MEMORY", default_value_t = 1 << 30)]
     pub kv_memory: usize,
     /// Of the time, what is left to training while requests are served, 0 to 0.9; when nobody asks, it has all.
-    #[arg(long, env = "ATTUNE_TRAINING_SHARE", default_value_t = 0.4, value_parser = share)]
+    #[arg(long, env = "ATTUNE_TRAINING_SHARE", default_value_t = 0.45, value_parser = share)]
     pub training_share: f64,
     /// Bytes of adapters kept in memory.
     #[arg(long, env = "ATTUNE_ADAPTER_BUDGET", default_value_t = 1 << 30)]

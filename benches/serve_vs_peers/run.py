@@ -58,7 +58,7 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--training-share", type=float, default=0.4)
+    parser.add_argument("--training-share", type=float, default=0.45)
     parser.add_argument("--repack", action="store_true", help="llama.cpp with repacked buffers")
     parser.add_argument("--binary", help="attune; else it is built")
     parser.add_argument("--python", help="a Python that has the peers")

@@ -59,7 +59,7 @@ impl Default for EngineSettings {
             adapter_budget_bytes: 1 << 30,
             adapter_disk: None,
             adapter_patience: Duration::from_secs(60),
-            training_share: 0.4,
+            training_share: 0.45,
             loader: methods::load,
         }
     }

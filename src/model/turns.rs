@@ -126,9 +126,9 @@ impl Drop for Serving<'_> {
     }
 }
 
-/// Runs `work`, a product in so many pieces of which each takes `size` products of two numbers; on a training thread a
+/// Runs `work` in so many pieces, of which each takes as long as `size` products of two numbers; on a training thread a
 /// few pieces at a time, as many as threads or more, giving way before them, so that nobody waits for long.
-pub(super) fn in_parts(pieces: usize, size: usize, work: impl Fn(Range<usize>)) {
+pub(super) fn in_parts(pieces: usize, size: usize, mut work: impl FnMut(Range<usize>)) {
     let turns = TURNS.with_borrow(Clone::clone);
     let Some(turns) = turns else { return work(0..pieces) };
     let threads = rayon::current_num_threads();

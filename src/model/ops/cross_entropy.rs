@@ -6,11 +6,14 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::{frozen_linear, graph::node, is_composed, log_probs::dense_log_probs, tensor, with};
-use crate::model::{Target, chunked, kernels::Mat, kernels::elementwise, weight::Weight};
+use crate::model::{Target, chunked, kernels::Mat, kernels::elementwise, turns::in_parts, weight::Weight};
 
 /// Numbers of scores that are there at once: of a small vocabulary many rows, since the output layer is unpacked for
 /// each chunk.
 const SCORES: usize = 24 << 20;
+
+/// As long as so many products of two numbers takes what is done with a score.
+const OF_SCORE: usize = 16;
 
 /// Rows whose scores are held at once.
 pub fn scored_rows(vocab: usize) -> usize {
@@ -64,7 +67,11 @@ pub(super) fn by_scores(
         let n = targets.len();
         let x: Vec<f32> = targets.iter().flat_map(|t| &hidden[t.row * h..(t.row + 1) * h]).copied().collect();
         let mut scores = weight.product(Mat::new(&x, n, h));
-        let losses = scores.par_chunks_mut(vocab).zip(targets).map(|(row, target)| row_loss(row, target)).collect();
+        let mut losses = Vec::with_capacity(n);
+        in_parts(n, OF_SCORE * vocab, |rows| {
+            let scores = scores[rows.start * vocab..rows.end * vocab].par_chunks_mut(vocab);
+            losses.par_extend(scores.zip(&targets[rows]).map(|(row, target)| row_loss(row, target)));
+        });
         let dx = if is_asked { weight.product_back(Mat::new(&scores, n, vocab)) } else { Vec::new() };
         take(targets, losses, &dx);
     }

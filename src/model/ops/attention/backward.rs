@@ -7,7 +7,10 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{Attention, Span};
-use crate::model::kernels::{self, Mat, Out, OutMat, elementwise};
+use crate::model::{
+    kernels::{self, Mat, Out, OutMat, elementwise},
+    turns::in_parts,
+};
 
 /// Queries whose scores are there at once.
 const BLOCK: usize = 32;
@@ -23,11 +26,13 @@ impl Attention {
         let zeros = |s: usize| [(); 2].map(|()| vec![0.0; spans[s].seen() * d]);
         let heads = (0..spans.len()).flat_map(|s| (0..self.heads).map(move |head| (s, head)));
         let mut parts: Vec<_> = heads.map(|(s, head)| (s, head, zeros(s))).collect();
-        match self.is_half() {
-            true => self.backward_half(spans, [q, k, v, g], out, &mut parts),
-            false => (parts.par_iter_mut())
-                .for_each(|(s, head, sums)| self.backward_head(*head, &spans[*s], [q, k, v, g], out, sums)),
-        }
+        let halves = self.is_half().then(|| [k, v].map(|x| self.sides(spans, x)));
+        let one = |(s, head, sums): &mut (usize, usize, [Vec<f32>; 2])| match &halves {
+            Some(sides) => self.backward_half((*s, *head), &spans[*s], [q, g], sides, out, sums),
+            None => self.backward_head(*head, &spans[*s], [q, k, v, g], out, sums),
+        };
+        let most = spans.iter().map(|span| span.seen() * span.queries.len()).max().unwrap_or(0);
+        in_parts(parts.len(), most * self.work(5) / 2, |some| parts[some].par_iter_mut().for_each(one));
         for (s, head, parts) in parts {
             let column = head / (self.heads / self.kv_heads) * d;
             for (sums, part) in [&mut dk, &mut dv].into_iter().zip(parts) {

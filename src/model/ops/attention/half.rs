@@ -15,7 +15,7 @@ use crate::model::kernels::{
 const BLOCK: usize = 64;
 
 /// One head's keys or values, rounded, as left sides: row by row, and turned around.
-struct Side {
+pub(super) struct Side {
     rows: Rows,
     columns: Rows,
 }
@@ -67,7 +67,7 @@ fn beside(keys: &Rows, count: usize, x: Mat) -> Vec<f32> {
 
 impl Attention {
     /// Each span's keys or values, a side for each head of theirs.
-    fn sides(&self, spans: &[Span], x: &[f32]) -> Vec<Side> {
+    pub(super) fn sides(&self, spans: &[Span], x: &[f32]) -> Vec<Side> {
         let (d, width) = (self.head_dim, self.kv_heads * self.head_dim);
         let heads = (0..spans.len() * self.kv_heads).into_par_iter();
         heads.map(|i| Side::of(x, &spans[i / self.kv_heads], i % self.kv_heads * d, d, width)).collect()
@@ -82,7 +82,7 @@ impl Attention {
         let (keys, values) = (self.sides(spans, k), self.sides(spans, v));
         let mut result = kernels::zeros(q.len());
         let out = Out::new(&mut result, width);
-        self.tasks(spans, BLOCK).into_par_iter().for_each(|(s, head, rows)| {
+        self.for_each(spans, BLOCK, |s, head, rows| {
             let (span, side, m) = (&spans[s], self.side(s, head), rows.len());
             let (at, seen) = ((span.queries.start + rows.start) * width + head * d, self.seen(span, rows.start, m));
             let mut p = beside(&keys[side].rows, seen.len(), Mat::strided(&q[at..], m, d, width));
@@ -94,34 +94,32 @@ impl Attention {
         result
     }
 
-    /// As the f32 gradients: `dq` through `Out`, and each query head's part of `dk` and `dv`.
+    /// As `backward_head`; `sides` are those of all keys and of all values.
     pub(super) fn backward_half(
         &self,
-        spans: &[Span],
-        [q, k, v, g]: [&[f32]; 4],
+        (s, head): (usize, usize),
+        span: &Span,
+        [q, g]: [&[f32]; 2],
+        sides: &[Vec<Side>; 2],
         dq: Out,
-        parts: &mut [(usize, usize, [Vec<f32>; 2])],
+        [dk, dv]: &mut [Vec<f32>; 2],
     ) {
-        let (d, width) = (self.head_dim, self.heads * self.head_dim);
-        let (keys, values) = (self.sides(spans, k), self.sides(spans, v));
-        parts.par_iter_mut().for_each(|(s, head, [dk, dv])| {
-            let (span, side) = (&spans[*s], self.side(*s, *head));
-            for first in span.queries.clone().step_by(BLOCK) {
-                let m = BLOCK.min(span.queries.end - first);
-                let (at, seen) = (first * width + *head * d, self.seen(span, first - span.queries.start, m));
-                let [q, g] = [q, g].map(|x| Mat::strided(&x[at..], m, d, width));
-                let mut p = beside(&keys[side].rows, seen.len(), q);
-                let mut ds = beside(&values[side].rows, seen.len(), g);
-                elementwise::softmax_columns(&mut p, m, self.scale, &seen);
-                elementwise::softmax_columns_backward(&p, &mut ds, m, self.scale);
-                let (p, ds) = (Mat::new(&p, seen.len(), m), Mat::new(&ds, seen.len(), m));
-                let turned = product(&keys[side].columns, d, ds);
-                // SAFETY: a head's columns of a block of queries are this call's alone, and the caller keeps the buffer.
-                turn(&turned, &mut unsafe { dq.part(at, m, d) }, m, d);
-                add_product(ds, q, dk);
-                add_product(p, g, dv);
-            }
-        });
+        let (d, width, side) = (self.head_dim, self.heads * self.head_dim, self.side(s, head));
+        let [keys, values] = sides.each_ref().map(|sides| &sides[side]);
+        for first in span.queries.clone().step_by(BLOCK) {
+            let m = BLOCK.min(span.queries.end - first);
+            let (at, seen) = (first * width + head * d, self.seen(span, first - span.queries.start, m));
+            let [q, g] = [q, g].map(|x| Mat::strided(&x[at..], m, d, width));
+            let (mut p, mut ds) = (beside(&keys.rows, seen.len(), q), beside(&values.rows, seen.len(), g));
+            elementwise::softmax_columns(&mut p, m, self.scale, &seen);
+            elementwise::softmax_columns_backward(&p, &mut ds, m, self.scale);
+            let (p, ds) = (Mat::new(&p, seen.len(), m), Mat::new(&ds, seen.len(), m));
+            let turned = product(&keys.columns, d, ds);
+            // SAFETY: a head's columns of a block of queries are this call's alone, and the caller keeps the buffer.
+            turn(&turned, &mut unsafe { dq.part(at, m, d) }, m, d);
+            add_product(ds, q, dk);
+            add_product(p, g, dv);
+        }
     }
 }
 

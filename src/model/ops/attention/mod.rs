@@ -9,6 +9,7 @@ use super::{composed, graph::node, is_composed, tensor, with};
 use crate::model::{
     cache::PAGE,
     kernels::{self, Mat, Out, OutMat, elementwise},
+    turns::in_parts,
     weight::Compute,
 };
 
@@ -152,12 +153,21 @@ impl Attention {
         self.compute == Compute::Bf16 && kernels::bf16::is_native()
     }
 
-    /// Every (span, head, block of so many queries).
-    fn tasks(&self, spans: &[Span], block: usize) -> Vec<(usize, usize, Range<usize>)> {
+    /// Every span, head and block of so many queries, in parallel; on a training thread some at a time.
+    fn for_each(&self, spans: &[Span], block: usize, one: impl Fn(usize, usize, &Range<usize>) + Sync) {
         let blocks = |n: usize| (0..n).step_by(block).map(move |at| at..(at + block).min(n));
-        (spans.iter().enumerate())
+        let tasks: Vec<_> = (spans.iter().enumerate())
             .flat_map(|(s, span)| (0..self.heads).flat_map(move |h| blocks(span.queries.len()).map(move |b| (s, h, b))))
-            .collect()
+            .collect();
+        let most = spans.iter().map(Span::seen).max().unwrap_or(0);
+        in_parts(tasks.len(), block * most * self.work(2), |part| {
+            tasks[part].par_iter().for_each(|(s, head, rows)| one(*s, *head, rows));
+        });
+    }
+
+    /// As long as so many products of two numbers takes a score, which is in some products over a head.
+    fn work(&self, products: usize) -> usize {
+        products * (self.head_dim + 16)
     }
 
     /// `blocks` are each span's keys and values.
@@ -165,14 +175,14 @@ impl Attention {
         let (d, width) = (self.head_dim, self.heads * self.head_dim);
         let mut result = kernels::zeros(q.len());
         let out = Out::new(&mut result, width);
-        self.tasks(spans, BLOCK).into_par_iter().for_each(|(s, head, rows)| {
+        self.for_each(spans, BLOCK, |s, head, rows| {
             let span = &spans[s];
             let at = (span.queries.start + rows.start) * width + head * d;
             let column = head / (self.heads / self.kv_heads) * d;
             // SAFETY: tasks write different rows or columns, and `result` is borrowed until all have ended.
             let mut part = unsafe { out.part(at, rows.len(), d) };
             let q = Mat::strided(&q[at..], rows.len(), d, width);
-            self.head(q, Seen { span, blocks: &blocks[s], column, gates }, rows, &mut part);
+            self.head(q, Seen { span, blocks: &blocks[s], column, gates }, rows.clone(), &mut part);
         });
         result
     }
