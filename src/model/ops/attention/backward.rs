@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Attention, Span};
+use super::{Attention, Span, half::free};
 use crate::model::{
     kernels::{self, Mat, Out, OutMat, elementwise},
     turns::in_parts,
@@ -33,6 +33,7 @@ impl Attention {
         };
         let most = spans.iter().map(|span| span.seen() * span.queries.len()).max().unwrap_or(0);
         in_parts(parts.len(), most * self.work(5) / 2, |some| parts[some].par_iter_mut().for_each(one));
+        halves.map(free);
         for (s, head, parts) in parts {
             let column = head / (self.heads / self.kv_heads) * d;
             for (sums, part) in [&mut dk, &mut dv].into_iter().zip(parts) {

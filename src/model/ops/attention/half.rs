@@ -65,6 +65,11 @@ fn beside(keys: &Rows, count: usize, x: Mat) -> Vec<f32> {
     product(keys, count, Mat::new(&kernels::transpose(x), x.cols, x.rows))
 }
 
+/// Frees sides where they were made: who measures a run's memory counts what its own thread takes and gives back.
+pub(super) fn free(sides: [Vec<Side>; 2]) {
+    sides.into_par_iter().flatten().for_each(drop);
+}
+
 impl Attention {
     /// Each span's keys or values, a side for each head of theirs.
     pub(super) fn sides(&self, spans: &[Span], x: &[f32]) -> Vec<Side> {
@@ -91,6 +96,7 @@ impl Attention {
             // SAFETY: tasks write different rows or columns, and `result` is borrowed until all have ended.
             turn(&turned, &mut unsafe { out.part(at, m, d) }, m, d);
         });
+        free([keys, values]);
         result
     }
 
