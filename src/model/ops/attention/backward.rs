@@ -33,7 +33,9 @@ impl Attention {
         };
         let most = spans.iter().map(|span| span.seen() * span.queries.len()).max().unwrap_or(0);
         in_parts(parts.len(), most * self.work(5) / 2, |some| parts[some].par_iter_mut().for_each(one));
-        halves.map(free);
+        if let Some(sides) = halves {
+            free(sides);
+        }
         for (s, head, parts) in parts {
             let column = head / (self.heads / self.kv_heads) * d;
             for (sums, part) in [&mut dk, &mut dv].into_iter().zip(parts) {
