@@ -173,8 +173,8 @@ fn widened_nt(isa: Isa, a: Mat<bf16>, b: Mat<bf16>, out: &mut OutMat, accumulate
 }
 
 /// `out = a · b`, or `out += a · b`: of `a` the first rows, as many as `out` has, and those columns from the given one on,
-/// a multiple of [`LINE`], that `b` has rows for; `b` is `(k, n)` in pairs along `k`, so `(k/2, n)` pairs, of which the last may go over the end of `a`'s
-/// rows with a zero; `out` is `(m, n)`.
+/// a multiple of [`LINE`], that `b` has rows for; `b` is `(k, n)` in pairs along `k`, so `(k/2, n)` pairs, of which the last
+/// may go over the end of `a`'s rows with a zero; `out` is `(m, n)`.
 pub fn nn(a: &Rows, from: usize, b: Mat<Pair>, out: &mut OutMat, accumulate: bool) {
     assert!(a.rows >= out.rows && b.cols == out.cols, "shapes differ");
     assert!(from.is_multiple_of(LINE) && from + 2 * b.rows <= a.cols.next_multiple_of(2), "columns outside the rows");

@@ -149,6 +149,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 
 /// A scalar whose gradient for `y` is the one given.
 pub fn seed(y: &Tensor, gradient: Tensor) -> Result<Tensor> {
+    let gradient = gradient.contiguous()?;
     if super::is_composed(y) {
         return (y * gradient)?.sum_all();
     }

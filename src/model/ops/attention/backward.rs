@@ -26,7 +26,8 @@ impl Attention {
         let zeros = |s: usize| [(); 2].map(|()| vec![0.0; spans[s].seen() * d]);
         let heads = (0..spans.len()).flat_map(|s| (0..self.heads).map(move |head| (s, head)));
         let mut parts: Vec<_> = heads.map(|(s, head)| (s, head, zeros(s))).collect();
-        let halves = self.is_half().then(|| [k, v].map(|x| self.sides(spans, x)));
+        let rounded = || [self.row_sides(spans, k), self.column_sides(spans, k), self.row_sides(spans, v)];
+        let halves = self.is_half().then(rounded);
         let one = |(s, head, sums): &mut (usize, usize, [Vec<f32>; 2])| match &halves {
             Some(sides) => self.backward_half((*s, *head), &spans[*s], [q, g], sides, out, sums),
             None => self.backward_head(*head, &spans[*s], [q, k, v, g], out, sums),

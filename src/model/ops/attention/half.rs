@@ -14,20 +14,8 @@ use crate::model::kernels::{
 /// Queries whose scores are there at once: whole tiles.
 const BLOCK: usize = 64;
 
-/// One head's keys or values, rounded, as left sides: row by row, and turned around.
-pub(super) struct Side {
-    rows: Rows,
-    columns: Rows,
-}
-
-impl Side {
-    fn of(x: &[f32], span: &Span, column: usize, d: usize, width: usize) -> Self {
-        let x: Vec<f32> = span.rows().flat_map(|row| &x[row * width + column..][..d]).copied().collect();
-        let turned = kernels::transpose(Mat::new(&x, span.seen(), d));
-        let columns = Rows::narrow_here(Mat::new(&turned, d, span.seen()));
-        Self { rows: Rows::narrow_here(Mat::new(&x, span.seen(), d)), columns }
-    }
-}
+/// Keys or values of each span and head, rounded, as left sides.
+pub(super) type Sides = Vec<Rows>;
 
 /// Rounded, two rows to one of pairs; an odd one stands beside zeros.
 fn pairs(x: Mat) -> Vec<Pair> {
@@ -66,16 +54,29 @@ fn beside(keys: &Rows, count: usize, x: Mat) -> Vec<f32> {
 }
 
 /// Frees sides where they were made: who measures a run's memory counts what its own thread takes and gives back.
-pub(super) fn free(sides: [Vec<Side>; 2]) {
+pub(super) fn free<const N: usize>(sides: [Sides; N]) {
     sides.into_par_iter().flatten().for_each(drop);
 }
 
 impl Attention {
-    /// Each span's keys or values, a side for each head of theirs.
-    pub(super) fn sides(&self, spans: &[Span], x: &[f32]) -> Vec<Side> {
+    /// `(keys, d)` of each.
+    pub(super) fn row_sides(&self, spans: &[Span], x: &[f32]) -> Sides {
+        self.sides(spans, x, Rows::narrow_here)
+    }
+
+    /// `(d, keys)` of each.
+    pub(super) fn column_sides(&self, spans: &[Span], x: &[f32]) -> Sides {
+        self.sides(spans, x, |x| Rows::narrow_here(Mat::new(&kernels::transpose(x), x.cols, x.rows)))
+    }
+
+    fn sides(&self, spans: &[Span], x: &[f32], lay: impl Fn(Mat) -> Rows + Sync) -> Sides {
         let (d, width) = (self.head_dim, self.kv_heads * self.head_dim);
-        let heads = (0..spans.len() * self.kv_heads).into_par_iter();
-        heads.map(|i| Side::of(x, &spans[i / self.kv_heads], i % self.kv_heads * d, d, width)).collect()
+        let one = |i: usize| {
+            let (span, column) = (&spans[i / self.kv_heads], i % self.kv_heads * d);
+            let x: Vec<f32> = span.rows().flat_map(|row| &x[row * width + column..][..d]).copied().collect();
+            lay(Mat::new(&x, span.seen(), d))
+        };
+        (0..spans.len() * self.kv_heads).into_par_iter().map(one).collect()
     }
 
     fn side(&self, span: usize, head: usize) -> usize {
@@ -84,15 +85,15 @@ impl Attention {
 
     pub(super) fn forward_half(&self, spans: &[Span], [q, k, v]: [&[f32]; 3]) -> Vec<f32> {
         let (d, width) = (self.head_dim, self.heads * self.head_dim);
-        let (keys, values) = (self.sides(spans, k), self.sides(spans, v));
+        let (keys, values) = (self.row_sides(spans, k), self.column_sides(spans, v));
         let mut result = kernels::zeros(q.len());
         let out = Out::new(&mut result, width);
         self.for_each(spans, BLOCK, |s, head, rows| {
             let (span, side, m) = (&spans[s], self.side(s, head), rows.len());
             let (at, seen) = ((span.queries.start + rows.start) * width + head * d, self.seen(span, rows.start, m));
-            let mut p = beside(&keys[side].rows, seen.len(), Mat::strided(&q[at..], m, d, width));
+            let mut p = beside(&keys[side], seen.len(), Mat::strided(&q[at..], m, d, width));
             elementwise::softmax_columns(&mut p, m, self.scale, &seen);
-            let turned = product(&values[side].columns, d, Mat::new(&p, seen.len(), m));
+            let turned = product(&values[side], d, Mat::new(&p, seen.len(), m));
             // SAFETY: tasks write different rows or columns, and `result` is borrowed until all have ended.
             turn(&turned, &mut unsafe { out.part(at, m, d) }, m, d);
         });
@@ -100,27 +101,27 @@ impl Attention {
         result
     }
 
-    /// As `backward_head`; `sides` are those of all keys and of all values.
+    /// As `backward_head`; `sides` are rows and columns of all keys, and rows of all values.
     pub(super) fn backward_half(
         &self,
         (s, head): (usize, usize),
         span: &Span,
         [q, g]: [&[f32]; 2],
-        sides: &[Vec<Side>; 2],
+        sides: &[Sides; 3],
         dq: Out,
         [dk, dv]: &mut [Vec<f32>; 2],
     ) {
         let (d, width, side) = (self.head_dim, self.heads * self.head_dim, self.side(s, head));
-        let [keys, values] = sides.each_ref().map(|sides| &sides[side]);
+        let [keys, turned_keys, values] = sides.each_ref().map(|sides| &sides[side]);
         for first in span.queries.clone().step_by(BLOCK) {
             let m = BLOCK.min(span.queries.end - first);
             let (at, seen) = (first * width + head * d, self.seen(span, first - span.queries.start, m));
             let [q, g] = [q, g].map(|x| Mat::strided(&x[at..], m, d, width));
-            let (mut p, mut ds) = (beside(&keys.rows, seen.len(), q), beside(&values.rows, seen.len(), g));
+            let (mut p, mut ds) = (beside(keys, seen.len(), q), beside(values, seen.len(), g));
             elementwise::softmax_columns(&mut p, m, self.scale, &seen);
             elementwise::softmax_columns_backward(&p, &mut ds, m, self.scale);
             let (p, ds) = (Mat::new(&p, seen.len(), m), Mat::new(&ds, seen.len(), m));
-            let turned = product(&keys.columns, d, ds);
+            let turned = product(turned_keys, d, ds);
             // SAFETY: a head's columns of a block of queries are this call's alone, and the caller keeps the buffer.
             turn(&turned, &mut unsafe { dq.part(at, m, d) }, m, d);
             add_product(ds, q, dk);
